@@ -1,0 +1,82 @@
+"""Figures: one look, two widths, saved by declared id.
+
+Importing this package applies ``resources/popcosmos.mplstyle``. The modules beside this file hold the functions (data in, ``Figure`` out);
+``save`` writes a figure that ``figures/figures.yaml`` declares, with no date and no path in the file, so equal figures are equal bytes.
+"""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import yaml
+from PIL import Image
+
+from popcosmos_lib import provenance, store
+
+__all__ = ["COLOURS", "DOUBLE", "SINGLE", "declared", "folder", "preview", "save"]
+
+SINGLE = 3.32  # one MNRAS column [in]
+DOUBLE = 6.97  # the text width [in]
+
+plt.style.use(Path(__file__).resolve().parent.parent / "resources" / "popcosmos.mplstyle")
+COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # Okabe-Ito: blue, vermilion, green, purple, orange, sky, yellow, black
+
+_METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+
+
+def declared():
+    """The declared figures: id -> {notebook, paper, number, width, status, caption, alt}."""
+    return yaml.safe_load((store.home() / "figures" / "figures.yaml").read_text()) or {}
+
+
+def folder(profile):
+    """Where a profile's figures go: ``figures/``, but never for smoke."""
+    return store.home() / ("build/smoke/figures" if profile == "smoke" else "figures")
+
+
+def save(fig, id, profile):
+    """Write a declared figure as PDF and 200-dpi PNG.
+
+    Parameters
+    ----------
+    fig : Figure
+        ``SINGLE`` or ``DOUBLE`` inches wide, as declared. The smoke profile stamps it.
+    id : str
+        A key of ``figures/figures.yaml``; also the file name.
+    profile : str
+
+    Returns
+    -------
+    dict of str to str
+        sha256 by extension.
+
+    Raises
+    ------
+    ValueError
+        If the id is not declared, or the figure does not have the declared width.
+    """
+    entries = declared()
+    if id not in entries:
+        raise ValueError(f"figure {id!r} is not declared: add it to figures/figures.yaml, which has {', '.join(sorted(entries)) or 'none yet'}")
+    wanted = {"single": SINGLE, "double": DOUBLE}[entries[id]["width"]]
+    if abs(fig.get_figwidth() - wanted) > 0.01:
+        raise ValueError(f"figure {id!r} is declared {entries[id]['width']} ({wanted} in) but is {fig.get_figwidth():.2f} in wide")
+    if profile == "smoke":
+        fig.text(0.5, 0.5, "smoke profile - not science", color="crimson", alpha=0.4, ha="center", va="center", rotation=20, fontsize=12)
+    target = folder(profile)
+    target.mkdir(parents=True, exist_ok=True)
+    digests = {}
+    for extension, metadata in _METADATA.items():
+        path = target / f"{id}.{extension}"
+        with store.replacing(path) as temporary:
+            fig.savefig(temporary, format=extension, metadata=metadata)
+        digests[extension] = provenance.sha256(path)
+    return digests
+
+
+def preview(fig, dpi=100):
+    """PNG bytes of a figure for the page: 100 dpi and 256 colours, to keep the reading copies small."""
+    buffer, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, metadata=_METADATA["png"])
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()

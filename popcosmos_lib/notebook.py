@@ -1,0 +1,184 @@
+"""Notebooks as text: their parameters, checked before anything runs, and executed copies that two runs write alike.
+
+The sources are ``notebooks/NN_name.py`` (py:percent); jupytext reads them, nothing here executes them.
+"""
+
+import ast
+import difflib
+import re
+from dataclasses import dataclass
+
+import jupytext
+import nbformat
+import yaml
+
+from popcosmos_lib import store
+
+__all__ = ["Parameter", "checked", "names", "normalised", "overrides", "parameters", "path", "read"]
+
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+_MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|usr|opt|Users|private|var)/\S+|\S*site-packages\S*")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: ``name: type = value  # meaning``."""
+
+    name: str
+    type: str
+    value: object
+    meaning: str
+
+
+def names():
+    """The notebooks, in order, without extension."""
+    return [source.stem for source in sorted((store.home() / "notebooks").glob("[0-9][0-9]_*.py"))]
+
+
+def path(name):
+    """Source of a notebook."""
+    return store.home() / "notebooks" / f"{name}.py"
+
+
+def read(source):
+    """A notebook from its text, with ids ``cell-00`` and so on instead of random ones."""
+    document = jupytext.read(source, fmt="py:percent")
+    for i, cell in enumerate(document.cells):
+        cell["id"] = f"cell-{i:02d}"
+    document.nbformat, document.nbformat_minor = 4, 5
+    document.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    )
+    return document
+
+
+def parameters(source):
+    """The declared parameters of a notebook.
+
+    Parameters
+    ----------
+    source : Path
+        Its text.
+
+    Returns
+    -------
+    list of Parameter
+
+    Raises
+    ------
+    ValueError
+        If there is not exactly one parameters cell, or a line of it is not ``name: type = literal``.
+    """
+    cells = [cell.source for cell in read(source).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"{source.name} needs exactly one cell tagged 'parameters'; it has {len(cells)}")
+    lines, found = cells[0].splitlines(), []
+    for statement in ast.parse(cells[0]).body:
+        text = ast.unparse(statement)
+        kind = ast.unparse(statement.annotation) if isinstance(statement, ast.AnnAssign) else None
+        if kind not in _TYPES or not isinstance(statement.target, ast.Name):
+            raise ValueError(f"{source.name}: write `name: type = value  # meaning` with type bool, int, float or str; got `{text}`")
+        try:
+            value = ast.literal_eval(statement.value)
+        except ValueError:
+            raise ValueError(f"{source.name}: a parameter is a literal (derive other values below the cell); got `{text}`") from None
+        comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().strip().lstrip("# ")
+        found.append(Parameter(statement.target.id, kind, _fitted(statement.target.id, kind, value, source.name), comment))
+    return found
+
+
+def overrides(profile, name):
+    """What ``profiles.yaml`` changes for a notebook; nothing for ``fast``, whose values are the notebooks' own."""
+    return (yaml.safe_load((store.home() / "profiles.yaml").read_text()).get(profile) or {}).get(name) or {}
+
+
+def checked(source, given):
+    """Values for a notebook's parameters, if each is declared and of the declared type.
+
+    Parameters
+    ----------
+    source : Path
+        Its text.
+    given : dict of str to bool, int, float or str
+
+    Returns
+    -------
+    dict
+        The same, integers turned into floats where a float is declared.
+
+    Raises
+    ------
+    ValueError
+        If a name is not declared (the nearest declared one is named) or a value has another type.
+    """
+    declared = {item.name: item.type for item in parameters(source)}
+    for name in given:
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it declares {', '.join(declared)}"
+            raise ValueError(f"{source.name} has no parameter {name!r}: {hint}")
+    return {name: _fitted(name, declared[name], value, source.name) for name, value in given.items()}
+
+
+def _fitted(name, kind, value, where):
+    """``value`` as the declared type, or an error that says how to write it."""
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if type(value) is _TYPES[kind]:
+        return value
+    hint = ""
+    if kind == "float" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.I):
+        hint = f" (YAML reads {value} as text: write {re.sub('e', '.0e', value, flags=re.I)})"
+    raise ValueError(f"{where}: parameter {name!r} is declared {kind}, got {value!r} ({type(value).__name__}){hint}")
+
+
+def normalised(document, *, images=True):
+    """An executed notebook without what differs from run to run.
+
+    Cell ids are ``cell-NN``, execution counts run from 1, the injected cell has become part of nothing (it is dropped), stderr and
+    papermill's notes are gone, machine paths are shortened to the file name.
+
+    Parameters
+    ----------
+    document : NotebookNode
+    images : bool
+        Keep the pictures; references do not.
+
+    Returns
+    -------
+    NotebookNode
+    """
+    document = nbformat.from_dict(document)
+    document.cells = [cell for cell in document.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    document.metadata = {key: document.metadata[key] for key in ("kernelspec",) if key in document.metadata}
+    document.metadata["language_info"] = {"name": "python"}
+    count = 0
+    for i, cell in enumerate(document.cells):
+        cell["id"] = f"cell-{i:02d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        cell.outputs = [_quiet(output, count, images) for output in cell.outputs if output.get("name") != "stderr"]
+    return nbformat.from_dict(document)
+
+
+def _quiet(output, count, images):
+    output.pop("metadata", None)
+    if output.output_type == "stream":
+        output.text = _MACHINE.sub(_last, output.text)
+    else:
+        if output.output_type == "execute_result":
+            output.execution_count = count
+        output.metadata = {}
+        output.data = {
+            kind: _MACHINE.sub(_last, value) if kind.startswith("text/") else value
+            for kind, value in output.get("data", {}).items()
+            if images or not kind.startswith("image/")
+        }
+    return output
+
+
+def _last(match):
+    return match.group().rsplit("/", 1)[-1]

@@ -1,0 +1,122 @@
+"""A notebook's run: its generators, artefacts, figures and record.
+
+``this = run.start("04_calibration", profile=profile, seed=seed)`` opens it; ``this.finish()`` writes its record into ``build/<profile>/records/``:
+parameters, seed, commit, versions, hardware, inputs and outputs with their digests, cost. The driver that executes notebooks is ``driver``.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython import get_ipython
+from IPython.display import display
+
+from popcosmos_lib import figures, notebook, provenance, store
+
+__all__ = ["THREADS", "Run", "start", "threads"]
+
+THREADS = {"smoke": 1, "fast": 2, "full": 0}  # per notebook; 0 = every core
+
+
+def threads(profile):
+    """Threads a profile may use; ``POPCOSMOS_THREADS`` overrides it, to show that results do not depend on it."""
+    if profile not in THREADS:
+        raise ValueError(f"profile must be one of {', '.join(THREADS)}; got {profile!r}")
+    return int(os.environ.get("POPCOSMOS_THREADS") or THREADS[profile] or os.cpu_count())
+
+
+def start(name, *, profile, seed):
+    """Begin a notebook's run.
+
+    Parameters
+    ----------
+    name : str
+        File name without extension, for example ``"04_calibration"``.
+    profile : {"smoke", "fast", "full"}
+    seed : int
+        Every generator of the run derives from it.
+
+    Returns
+    -------
+    Run
+    """
+    return Run(name, profile, seed)
+
+
+class Run:
+    """What a notebook does with the world outside its cells."""
+
+    def __init__(self, name, profile, seed):
+        torch.set_num_threads(threads(profile))
+        self.name, self.profile, self.seed = name, profile, seed
+        values = get_ipython().user_ns if get_ipython() else {}
+        self.parameters = {item.name: values.get(item.name, item.value) for item in notebook.parameters(notebook.path(name))}
+        self._inputs, self._outputs, self._figures = {}, {}, {}
+
+    def generator(self, label="main"):
+        """A ``torch.Generator`` that depends on the seed, the notebook and the label only, never on what ran before."""
+        digest = hashlib.sha256(f"{self.seed}/{self.name}/{label}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def artefact(self, name, compute, *, kind="safetensors", version=1, parameters=None, inputs=()):
+        """``store.load_or_compute`` with this profile and seed; recorded as an output."""
+        made = store.load_or_compute(
+            name, compute, profile=self.profile, kind=kind, version=version, parameters=parameters, seed=self.seed, inputs=inputs
+        )
+        self._outputs[name] = made.sha256
+        return made
+
+    def read(self, name, weights="trained"):
+        """``store.load`` with this profile; recorded as an input."""
+        found = store.load(name, self.profile, weights)
+        self._inputs[name] = found.sha256
+        return found
+
+    def file(self, path):
+        """A file from outside the repository; its name and digest are recorded, not its place.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.name} is not at {path.parent}: give the path of a file that exists")
+        self._inputs[path.name] = provenance.sha256(path)
+        return path
+
+    def report(self, **values):
+        """Print one ``name = value`` line each; give strings formatted as they should be checked."""
+        for name, value in values.items():
+            print(f"{name} = {value}")
+
+    def savefig(self, fig, id):
+        """Save a declared figure as PDF and PNG and show it here."""
+        self._figures[id] = figures.save(fig, id, self.profile)
+        alt = " ".join(figures.declared()[id]["alt"].split())
+        display({"image/png": figures.preview(fig), "text/plain": f"{id}: {alt}"}, raw=True)
+        plt.close(fig)
+
+    def finish(self):
+        """Write the record and print what was made."""
+        record = {
+            "notebook": self.name,
+            "profile": self.profile,
+            "seed": self.seed,
+            "parameters": self.parameters,
+            **provenance.git(store.home()),
+            "versions": provenance.versions(),
+            "device": provenance.device(),
+            **provenance.cost(),
+            "inputs": self._inputs,
+            "outputs": self._outputs,
+            "figures": self._figures,
+        }
+        path = store.home() / "build" / self.profile / "records" / f"{self.name}.json"
+        store.write_text(path, json.dumps(record, indent=1) + "\n")
+        print("artefacts:", ", ".join(self._outputs) or "none")
+        print("figures:", ", ".join(self._figures) or "none")
