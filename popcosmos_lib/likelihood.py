@@ -1,0 +1,303 @@
+"""Student-t likelihood of 26-band photometry, a library of starting points, and batched maximum-posterior fits.
+
+Every galaxy is compared with the model in flux, never in magnitude, so negative and missing measurements need no
+special case. Introduced in notebook 07; ``maximum_posterior`` also gives notebook 04 its starting population.
+
+References
+----------
+Thorp et al. (2025), arXiv:2506.12122, sect. 3.6 (likelihood, Adam start); Leistedt et al. (2023), arXiv:2207.07673 (floors).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from popcosmos_lib import parameters
+
+__all__ = [
+    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "ROUND", "TOLERANCE", "chi_square", "fractional_error", "log_likelihood",
+    "maximum_posterior", "model_flux", "photometry",
+]  # fmt: skip
+
+ZERO_POINT = 23.9  # AB magnitude of 1 µJy
+FLOOR_MINIMUM = 0.03  # fractional: stellar libraries differ from the sky, and from each other, by more than the smallest published floors
+_FAINTEST, _BRIGHTEST = 60.0, -10.0  # magnitudes beyond which a model flux is held, so that float32 neither overflows nor loses its gradient
+_ROWS = 8192  # model evaluations per chunk on a CPU: larger ones fall out of cache
+_CUT = 512  # galaxies compared with the whole library at a time
+_SHORTLIST = 1024  # library galaxies ranked by the full posterior
+_SHORTLIST_FLOOR = 0.05  # smallest fractional error while choosing them
+_APART = 0.08  # dz/(1+z) between starting points
+_RATE = 0.1  # Adam step at the start of a round, in units of phi
+ROUND = 100  # Adam steps in a round
+TOLERANCE = 0.1  # gain of a round below which a fit has converged [nat]
+
+
+def model_flux(magnitude):
+    """AB magnitudes to fluxes [µJy], same shape."""
+    return 10.0 ** (0.4 * (ZERO_POINT - magnitude.clamp(_BRIGHTEST, _FAINTEST)))
+
+
+def fractional_error(floor, emulator=None):
+    """Error of the model as a fraction of its flux: floor and emulator error in quadrature.
+
+    Parameters
+    ----------
+    floor : float or Tensor of shape (n_band,)
+        Fractional floor: zero-point and stellar-library systematics that the catalogue's errors leave out.
+    emulator : Emulator, optional
+        Its ``error`` (n_band,) [mag] is added.
+
+    Returns
+    -------
+    Tensor of shape () or (n_band,)
+        Fractional error.
+    """
+    squared = torch.as_tensor(floor, dtype=torch.float32) ** 2
+    error = getattr(emulator, "error", None)
+    return (squared if error is None else squared + (0.4 * math.log(10) * error.to(squared)) ** 2).sqrt()
+
+
+def _scaled_residual(magnitude, flux, flux_err, floor):
+    """Residual over scale, the scale [µJy], and where there is a measurement; harmless finite values where there is none."""
+    there = torch.isfinite(flux) & torch.isfinite(flux_err)
+    model = model_flux(magnitude)
+    scale = torch.sqrt(torch.where(there, flux_err, 1.0) ** 2 + (floor * model) ** 2)
+    return (torch.where(there, flux, 0.0) - model) / scale, scale, there
+
+
+def log_likelihood(magnitude, flux, flux_err, floor=0.0):
+    """Student-t (nu = 2) likelihood in flux, independent between bands.
+
+    Parameters
+    ----------
+    magnitude : Tensor of shape (..., n_band)
+        Model apparent magnitudes (AB).
+    flux, flux_err : Tensor, broadcastable to (..., n_band)
+        Measured flux and its error [µJy]; a band where either is not finite is left out.
+    floor : float or Tensor of shape (n_band,)
+        Fractional error of the model flux, added in quadrature: emulator error, zero points, stellar library.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        ln likelihood [nat, flux in µJy], with the -ln(scale) term: the scale follows the model.
+
+    References
+    ----------
+    Thorp et al. (2025), arXiv:2506.12122, sect. 3.6.
+    """
+    residual, scale, there = _scaled_residual(magnitude, flux, flux_err, floor)
+    terms = -1.5 * torch.log1p(residual**2 / 2) - scale.log() - math.log(2 * math.sqrt(2))
+    return torch.where(there, terms, 0.0).sum(-1)
+
+
+def chi_square(magnitude, flux, flux_err, floor=0.0):
+    """Sum of squared scaled residuals over the measured bands; arguments as for ``log_likelihood``."""
+    residual, _, there = _scaled_residual(magnitude, flux, flux_err, floor)
+    return torch.where(there, residual**2, 0.0).sum(-1)
+
+
+def photometry(emulator, theta):
+    """Magnitudes of any mass: the emulator is asked at 10^10 Msun and the result rescaled, which is exact and never out of its bounds.
+
+    Parameters
+    ----------
+    emulator : object with ``magnitudes(theta)``
+        ``Emulator``, ``Photulators`` or ``Synthesiser``.
+    theta : Tensor of shape (n, 16)
+        SPS parameters; only the mass may lie outside its bounds.
+
+    Returns
+    -------
+    Tensor of shape (n, n_band)
+        Apparent AB magnitude.
+    """
+    mass = parameters.column(theta, "log10M_formed")[:, None]
+    reference = torch.cat([torch.full_like(mass, 10.0), theta[:, 1:]], -1)
+    rows = _ROWS if theta.device.type == "cpu" else 64 * _ROWS
+    return torch.cat([emulator.magnitudes(part) for part in reference.split(rows)]) - 2.5 * (mass - 10.0)
+
+
+class Library(NamedTuple):
+    """Model galaxies with their photometry, against which every observed galaxy is compared once.
+
+    Attributes
+    ----------
+    phi : Tensor of shape (n, 16)
+        Latent parameters.
+    magnitude : Tensor of shape (n, n_band)
+        Apparent magnitudes (AB).
+    """
+
+    phi: torch.Tensor
+    magnitude: torch.Tensor
+
+    @classmethod
+    def of(cls, theta, emulator):
+        """Photometry of ``theta`` (n, 16) through an emulator; galaxies it cannot represent are dropped."""
+        with torch.no_grad():
+            phi, magnitude = parameters.to_latent(theta), photometry(emulator, theta)
+        good = torch.isfinite(magnitude).all(-1) & torch.isfinite(phi).all(-1)
+        return cls(phi[good], magnitude[good])
+
+    @torch.no_grad()
+    def nearest(self, flux, flux_err, floor, n):
+        """The library galaxies that fit best once each is rescaled to the observed brightness.
+
+        A Gaussian fit of one amplitude by matrix products, with a model error of at least 5 % so that no single band decides;
+        the robust likelihood is for the caller to apply to this shortlist.
+
+        Parameters
+        ----------
+        flux, flux_err : Tensor of shape (m, n_band)
+            Photometry [µJy]; not finite where missing.
+        floor : float or Tensor of shape (n_band,)
+            Fractional model error.
+        n : int
+            How many to return for each galaxy.
+
+        Returns
+        -------
+        index : Tensor of shape (m, n)
+            Rows of the library, the best first.
+        shift : Tensor of shape (m, n)
+            Magnitudes to add to N and to the photometry [mag].
+        """
+        middle = self.magnitude.median(-1, keepdim=True).values
+        template = model_flux(self.magnitude - middle + ZERO_POINT)  # about 1 µJy, so that sums stay within float32
+        floor = torch.as_tensor(floor).to(flux).clamp_min(_SHORTLIST_FLOOR)
+        index, shift = [], []
+        for f, e in zip(flux.split(_CUT), flux_err.split(_CUT), strict=True):
+            there = torch.isfinite(f) & torch.isfinite(e)
+            weight = torch.where(there, 1 / (e**2 + (floor * f) ** 2), 0.0)
+            cross, square = (weight * torch.where(there, f, 0.0)) @ template.T, weight @ (template**2).T
+            best = (cross.clamp_min(0.0) ** 2 / square.clamp_min(1e-30)).topk(min(n, len(self.phi)), dim=-1).indices
+            amplitude = (cross.gather(1, best) / square.gather(1, best).clamp_min(1e-30)).clamp_min(1e-6)
+            index.append(best)
+            shift.append(ZERO_POINT - middle[best, 0] - 2.5 * amplitude.log10())
+        return torch.cat(index), torch.cat(shift)
+
+
+class MaximumPosterior(NamedTuple):
+    """Most probable parameters of each galaxy.
+
+    Attributes
+    ----------
+    theta : Tensor of shape (n, 16)
+        SPS parameters.
+    log_posterior : Tensor of shape (n,)
+        ln likelihood + ln prior density in phi at ``theta`` [nat].
+    chi_square : Tensor of shape (n,)
+        Sum of squared scaled residuals.
+    converged : Tensor of shape (n,), bool
+        Whether another round of descent raised ln posterior by less than ``TOLERANCE``.
+    """
+
+    theta: torch.Tensor
+    log_posterior: torch.Tensor
+    chi_square: torch.Tensor
+    converged: torch.Tensor
+
+
+def _distinct(score, z, n):
+    """Columns of the ``n`` best scores at redshifts that differ by more than ``_APART`` in dz/(1+z); the best again if there are no more."""
+    chosen = [score.argmax(-1)]
+    for _ in range(n - 1):
+        at = z.gather(1, chosen[-1][:, None])
+        score = score.masked_fill((z - at).abs() < _APART * (1 + at), -torch.inf)
+        left = torch.isfinite(score).any(-1)
+        chosen.append(torch.where(left, score.argmax(-1), chosen[0]))
+    return torch.stack(chosen, 1)
+
+
+def _descend(phi, objective, steps):
+    """Adam with a rate that falls to zero, each row its own problem; returns the best point of each row and its value."""
+    phi = phi.clone().requires_grad_()
+    optimiser = torch.optim.Adam([phi], lr=_RATE, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
+    best, value = phi.detach().clone(), torch.full_like(phi[:, 0], -torch.inf)
+    for _ in range(steps):
+        log_p = objective(phi)
+        with torch.no_grad():
+            better = log_p > value
+            best[better], value[better] = phi[better], log_p[better]
+        optimiser.zero_grad()
+        (-log_p.sum()).backward()
+        phi.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimiser.step()
+        schedule.step()
+    return best, value
+
+
+def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=3, steps=600, floor=0.0, n_library=50_000):
+    """Most probable parameters, by batched descent from several redshifts.
+
+    Starts are the best of a library of prior draws, each rescaled to the galaxy's brightness, at ``n_starts`` different
+    redshifts. Adam then runs in rounds with a falling rate; a galaxy leaves when a round no longer gains ``TOLERANCE``.
+
+    Parameters
+    ----------
+    flux, flux_err : Tensor of shape (n, n_band)
+        Photometry and errors [µJy]; a band where either is not finite is left out.
+    prior : Prospector or Broad
+        Supplies ``log_prob(phi)`` and ``sample``.
+    emulator : object with ``magnitudes(theta)``
+        Differentiable model photometry; its ``error`` is added to the floor where it has one.
+    generator : torch.Generator
+        Draws the library.
+    n_starts : int
+        Redshift modes followed in each galaxy.
+    steps : int
+        Largest number of Adam steps per start, in rounds of ``ROUND``.
+    floor : float or Tensor of shape (n_band,)
+        Fractional floor of the model flux.
+    n_library : int
+        Size of the library.
+
+    Returns
+    -------
+    MaximumPosterior
+    """
+    floor = fractional_error(floor, emulator).to(flux)
+    library = Library.of(prior.sample(n_library, generator, flat=True).to(flux), emulator)
+    parts = [
+        _maximum_of_chunk(f, e, prior, emulator, library, n_starts, steps, floor)
+        for f, e in zip(flux.split(_CUT), flux_err.split(_CUT), strict=True)
+    ]
+    return MaximumPosterior(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _maximum_of_chunk(flux, flux_err, prior, emulator, library, n_starts, steps, floor):
+    n = len(flux)
+    index, shift = library.nearest(flux, flux_err, floor, _SHORTLIST)
+    phi = library.phi[index]
+    phi[..., 0] += shift
+    with torch.no_grad():
+        magnitude = library.magnitude[index] + shift[..., None]
+        score = log_likelihood(magnitude, flux[:, None], flux_err[:, None], floor) + prior.log_prob(phi)
+    start = _distinct(score, parameters.column(parameters.to_theta(phi), "z"), n_starts)
+    phi = phi.gather(1, start[..., None].expand(-1, -1, 16)).reshape(-1, 16)
+    owner = torch.arange(n, device=flux.device).repeat_interleave(n_starts)
+
+    def log_posterior(phi, owner):
+        magnitude = photometry(emulator, parameters.to_theta(phi))
+        return log_likelihood(magnitude, flux[owner], flux_err[owner], floor) + prior.log_prob(phi)
+
+    with torch.no_grad():
+        value = log_posterior(phi, owner)
+    active = torch.ones(len(phi), dtype=torch.bool, device=flux.device)
+    for _ in range(max(1, steps // ROUND)):
+        rows = active.nonzero()[:, 0]
+        if not len(rows):
+            break
+        for part in rows.split(_ROWS):
+            best, new = _descend(phi[part], lambda x, part=part: log_posterior(x, owner[part]), ROUND)
+            better = new > value[part]
+            active[part] = new - value[part] > TOLERANCE
+            phi[part], value[part] = torch.where(better[:, None], best, phi[part]), torch.maximum(new, value[part])
+    winner = value.reshape(n, n_starts).argmax(-1) + n_starts * torch.arange(n, device=flux.device)
+    theta = parameters.to_theta(phi[winner])
+    with torch.no_grad():
+        chi = chi_square(photometry(emulator, theta), flux, flux_err, floor)
+    return theta, value[winner], chi, ~active[winner]
