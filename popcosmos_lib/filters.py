@@ -1,0 +1,185 @@
+"""Photometric bands: their transmission curves, synthetic AB photometry, fluxes and magnitudes.
+
+Curves come from sedpy and speclite under the names those packages use; a curve that neither has is a flat-topped analytic one, whose published
+mean wavelength and width are in ``_ANALYTIC``. Introduced in notebook 01; the 26 COSMOS2020 bands are those of Thorp et al. (2025) sect. 2.1.
+
+Fluxes here are microjanskys: m_AB = 23.9 - 2.5 log10 F.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ["COSMOS26", "SHORT", "SURVEYS", "Filters", "flux_from_magnitude", "load", "magnitude_from_flux"]
+
+_INTERMEDIATE = "427 464 484 505 527 574 624 679 709 738 767 827".split()
+COSMOS26 = [
+    "u_megaprime_sagem", *[f"hsc_{band}" for band in "grizy"], *[f"uvista_{band}_cosmos" for band in ("y", "j", "h", "ks")],
+    *[f"ia{name}_cosmos" for name in _INTERMEDIATE], "NB711.SuprimeCam", "NB816.SuprimeCam", "irac1_cosmos", "irac2_cosmos",
+]  # fmt: skip
+SHORT = [
+    *"ugrizyYJH", "Ks", "IB427", "IB464", "IA484", "IB505", "IA527", "IB574", "IA624", "IA679", "IB709", "IA738", "IA767", "IB827",
+    "NB711", "NB816", "Ch1", "Ch2",
+]  # fmt: skip
+# KiDS ugri are OmegaCAM curves, which neither package has: SDSS u, g, r, i stand in (same nominal system, centres within 3 %). VIKING ZYJHKs are the true ones.
+SURVEYS = {
+    "cosmos": COSMOS26,
+    "kids": [*[f"sdss_{band}0" for band in "ugri"], *[f"vista_vircam_{band}" for band in ("Z", "Y", "J", "H", "Ks")]],
+    "lsst": [f"lsst_baseline_{band}" for band in "ugrizy"],
+}
+
+# Upstream name -> name in sedpy ("group-band" in speclite).
+_CURVES = {
+    "u_megaprime_sagem": "cfht_megacam_us_9301",
+    **{f"uvista_{band.lower()}_cosmos": f"vista_vircam_{band}" for band in ("Y", "J", "H", "Ks")},
+    **{f"ia{name}_cosmos": f"subaru_suprimecam_ia{name}" for name in _INTERMEDIATE},
+    "irac1_cosmos": "spitzer_irac_ch1",
+    "irac2_cosmos": "spitzer_irac_ch2",
+}
+# Mean wavelength [Angstrom], full width at half maximum [Angstrom] (Weaver et al. 2022, ApJS 258, 11, table 1), exponent of the profile:
+# 2 is a Gaussian, larger is flatter-topped with steeper edges, as the interference coating of NB816 is.
+_ANALYTIC = {"NB711.SuprimeCam": (7121.0, 72.0, 2.0), "NB816.SuprimeCam": (8150.0, 120.0, 3.0)}
+
+_SAMPLES = 512  # per curve, uniform in ln wavelength
+_FLOOR = 1e-2  # of the peak; the outermost wavelengths above it bound a curve, which drops the red leaks that the tabulated curves carry
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Transmission curves on grids uniform in ln wavelength.
+
+    Attributes
+    ----------
+    names : tuple of str, length n_band
+    wave : Tensor of shape (n_band, n_sample)
+        Wavelength [Angstrom], from the blue to the red edge of each band.
+    transmission : Tensor of shape (n_band, n_sample)
+        Response per photon, peak 1.
+    effective : Tensor of shape (n_band,)
+        Mean wavelength, weighted by the transmission [Angstrom].
+    """
+
+    names: tuple
+    wave: torch.Tensor
+    transmission: torch.Tensor
+    effective: torch.Tensor
+
+    def quadrature(self, n):
+        """Nodes and weights that average f_nu over each band.
+
+        Parameters
+        ----------
+        n : int
+            Nodes per band, uniform in ln wavelength.
+
+        Returns
+        -------
+        wave, weight : Tensor of shape (n_band, n)
+            Nodes [Angstrom] and weights that sum to one in each band; the AB flux density is ``(weight * f_nu(wave)).sum(-1)``.
+        """
+        edges = self.wave[:, [0, -1]].log()
+        fraction = (torch.arange(n, dtype=edges.dtype) + 0.5) / n
+        wave = (edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * fraction).exp()
+        weight = torch.stack([torch.as_tensor(np.interp(*row)) for row in zip(wave, self.wave, self.transmission, strict=True)])
+        return wave, weight / weight.sum(-1, keepdim=True)
+
+    def average(self, wave, flux):
+        """Mean f_nu of a sampled spectrum in each band, by trapezoids on the union of both samplings.
+
+        Parameters
+        ----------
+        wave : ndarray of shape (n_wave,)
+            Observed wavelength [Angstrom], increasing.
+        flux : ndarray of shape (n_wave,)
+            Flux density per frequency [any unit]; zero outside the range of ``wave``.
+
+        Returns
+        -------
+        Tensor of shape (n_band,)
+            Mean flux density [unit of ``flux``]. Slow and exact: the reference for the quadrature used in ``sps``.
+        """
+        means = []
+        for band_wave, transmission in zip(self.wave.numpy(), self.transmission.numpy(), strict=True):
+            inside = wave[(wave > band_wave[0]) & (wave < band_wave[-1])]
+            nodes = np.union1d(band_wave, inside)
+            response = np.interp(nodes, band_wave, transmission)
+            spectrum = np.interp(nodes, wave, flux, left=0.0, right=0.0)
+            means.append(np.trapezoid(spectrum * response, np.log(nodes)) / np.trapezoid(response, np.log(nodes)))
+        return torch.tensor(means)
+
+
+def load(names):
+    """Read transmission curves.
+
+    Parameters
+    ----------
+    names : str or list of str
+        A survey of ``SURVEYS``, or band names: those of ``COSMOS26``, any sedpy name, any speclite name (``group-band``), or the path of a
+        text file with two columns, wavelength [Angstrom] and response per photon.
+
+    Returns
+    -------
+    Filters
+
+    Raises
+    ------
+    ValueError
+        If a survey or a band is unknown to both packages and to the file system.
+    """
+    if isinstance(names, str):
+        if names not in SURVEYS:
+            raise ValueError(f"unknown survey {names!r}: use one of {', '.join(SURVEYS)}, or a list of band names")
+        names = SURVEYS[names]
+    waves, responses = [], []
+    for name in names:
+        wave, response = _curve(name)
+        used = np.flatnonzero(response > _FLOOR * response.max())[[0, -1]]
+        grid = np.geomspace(*wave[used], _SAMPLES)
+        waves.append(grid)
+        responses.append(np.interp(grid, wave, response).clip(min=0.0) / response.max())
+    wave, transmission = torch.as_tensor(np.stack(waves)), torch.as_tensor(np.stack(responses))
+    effective = (transmission * wave**2).sum(-1) / (transmission * wave).sum(-1)  # d lambda = lambda d ln lambda
+    return Filters(tuple(names), wave, transmission, effective)
+
+
+def _curve(name):
+    """Wavelength [Angstrom] and response per photon of one band, as its source gives them."""
+    if name in _ANALYTIC:
+        centre, width, exponent = _ANALYTIC[name]
+        scale = width / 2 / np.log(2.0) ** (1 / exponent)
+        wave = centre + np.linspace(-2.0, 2.0, 801) * width
+        return wave, np.exp(-(np.abs((wave - centre) / scale) ** exponent))
+    source = _CURVES.get(name, name)
+    if os.path.isfile(source):
+        return np.loadtxt(source, unpack=True, usecols=(0, 1))
+    if "-" in source:
+        from speclite.filters import load_filter
+
+        try:
+            curve = load_filter(source)
+        except ValueError as error:
+            raise _unknown(name) from error
+        return np.asarray(curve.wavelength), np.asarray(curve.response)
+    from sedpy.observate import Filter
+
+    try:
+        curve = Filter(source)
+    except (OSError, ValueError, AssertionError) as error:
+        raise _unknown(name) from error
+    return curve.wavelength, curve.transmission
+
+
+def _unknown(name):
+    return ValueError(f"unknown band {name!r}: give a sedpy or speclite name, or a text file of wavelength [Angstrom] and transmission")
+
+
+def flux_from_magnitude(magnitude):
+    """AB magnitude to flux [microjansky]; any shape."""
+    return 10.0 ** (0.4 * (23.9 - magnitude))
+
+
+def magnitude_from_flux(flux):
+    """Flux [microjansky] to AB magnitude; NaN where the flux is not positive, any shape."""
+    return 23.9 - 2.5 * torch.where(flux > 0, flux, torch.nan).log10()
