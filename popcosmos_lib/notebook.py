@@ -14,10 +14,14 @@ import yaml
 
 from popcosmos_lib import store
 
-__all__ = ["Parameter", "checked", "names", "normalised", "overrides", "parameters", "path", "read"]
+__all__ = ["Parameter", "checked", "names", "normalised", "overrides", "parameters", "parsed", "path", "read"]
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str}
-_MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|usr|opt|Users|private|var)/\S+|\S*site-packages\S*")
+_FROM_TEXT = {"bool": {"true": True, "True": True, "false": False, "False": False}.__getitem__, "int": int, "float": float}
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,7 @@ def read(source):
     for i, cell in enumerate(document.cells):
         cell["id"] = f"cell-{i:02d}"
     document.nbformat, document.nbformat_minor = 4, 5
-    document.metadata = nbformat.from_dict(
-        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
-    )
+    document.metadata = nbformat.from_dict(_METADATA)
     return document
 
 
@@ -132,11 +134,29 @@ def _fitted(name, kind, value, where):
     raise ValueError(f"{where}: parameter {name!r} is declared {kind}, got {value!r} ({type(value).__name__}){hint}")
 
 
+def parsed(source, word):
+    """Name and value of a command-line ``name=value``, read as the declared type.
+
+    Raises
+    ------
+    ValueError
+        If there is no ``=``, the name is not declared, or the text is not of its type.
+    """
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError(f"write -p name=value; got {word!r}")
+    kind = {item.name: item.type for item in parameters(source)}.get(name, "str")
+    try:
+        value = text if kind == "str" else _FROM_TEXT[kind](text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{source.name}: parameter {name!r} is declared {kind}, got {text!r}") from None
+    return name, checked(source, {name: value})[name]
+
+
 def normalised(document, *, images=True):
     """An executed notebook without what differs from run to run.
 
-    Cell ids are ``cell-NN``, execution counts run from 1, the injected cell has become part of nothing (it is dropped), stderr and
-    papermill's notes are gone, machine paths are shortened to the file name.
+    Cell ids are ``cell-NN``, execution counts run from 1, stderr and papermill's notes are gone.
 
     Parameters
     ----------
@@ -149,36 +169,22 @@ def normalised(document, *, images=True):
     NotebookNode
     """
     document = nbformat.from_dict(document)
-    document.cells = [cell for cell in document.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    document.metadata = {key: document.metadata[key] for key in ("kernelspec",) if key in document.metadata}
-    document.metadata["language_info"] = {"name": "python"}
+    document.metadata = nbformat.from_dict(_METADATA)
     count = 0
     for i, cell in enumerate(document.cells):
         cell["id"] = f"cell-{i:02d}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        if cell.cell_type != "code":
-            continue
-        count += 1
-        cell.execution_count = count
-        cell.outputs = [_quiet(output, count, images) for output in cell.outputs if output.get("name") != "stderr"]
-    return nbformat.from_dict(document)
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [_quiet(output, count, images) for output in cell.outputs if output.get("name") != "stderr"]
+    return document
 
 
 def _quiet(output, count, images):
-    output.pop("metadata", None)
-    if output.output_type == "stream":
-        output.text = _MACHINE.sub(_last, output.text)
-    else:
-        if output.output_type == "execute_result":
-            output.execution_count = count
-        output.metadata = {}
-        output.data = {
-            kind: _MACHINE.sub(_last, value) if kind.startswith("text/") else value
-            for kind, value in output.get("data", {}).items()
-            if images or not kind.startswith("image/")
-        }
+    if output.output_type == "execute_result":
+        output.execution_count = count
+    if output.output_type in ("display_data", "execute_result"):
+        output.metadata = nbformat.from_dict({})
+        output.data = {kind: value for kind, value in output.data.items() if images or not kind.startswith("image/")}
     return output
-
-
-def _last(match):
-    return match.group().rsplit("/", 1)[-1]

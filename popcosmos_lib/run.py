@@ -1,6 +1,6 @@
 """A notebook's run: its generators, artefacts, figures and record.
 
-``this = run.start("04_calibration", profile=profile, seed=seed)`` opens it; ``this.finish()`` writes its record into ``build/<profile>/records/``:
+``this = run.start("04_calibration", profile=profile, seed=seed)`` opens it; ``this.finish()`` writes ``build/<profile>/records/NN_name.json``:
 parameters, seed, commit, versions, hardware, inputs and outputs with their digests, cost. The driver that executes notebooks is ``driver``.
 """
 

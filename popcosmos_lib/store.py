@@ -1,8 +1,8 @@
 """Artefacts on disk: computed once, verified at each reading, recomputed when anything they depend on has changed.
 
 An artefact is one file (safetensors, npz or parquet) and a JSON sidecar that holds its key: the version of the stage, its parameters,
-its seed and the digests of its inputs. Both are written to a temporary name and renamed, so a killed run loses at most the stage in progress.
-Every reason to recompute is printed. Introduced in notebook 00.
+its seed and the digests of its inputs. Both are written to a temporary name and renamed, so a killed run loses at most the stage in
+progress. Every reason to recompute is printed. Introduced in notebook 00.
 """
 
 import fcntl
@@ -51,6 +51,8 @@ class Artefact:
         Digest of the file.
     path : Path
         The file.
+    seconds : float
+        What it cost to compute [s].
     """
 
     name: str
@@ -58,6 +60,7 @@ class Artefact:
     meta: dict
     sha256: str
     path: Path
+    seconds: float
 
 
 def home():
@@ -221,7 +224,7 @@ def _read(path):
     digest = provenance.sha256(path)
     if digest != recorded:
         raise Damaged(f"{shown} is truncated or altered (sha256 {digest[:12]}, recorded {recorded[:12]}, {path.stat().st_size} bytes)")
-    return Artefact(path.stem, _READERS[path.suffix](path), side["meta"], digest, path), side
+    return Artefact(path.stem, _READERS[path.suffix](path), side["meta"], digest, path, side["made"]["seconds"]), side
 
 
 def _read_npz(path):
@@ -266,7 +269,9 @@ def replacing(path):
 
 @contextmanager
 def _locked(path):
-    """One process at a time per artefact; the lock vanishes with its process."""
+    """One process at a time per artefact; the lock vanishes with its process, and the next one sweeps what a killed one left."""
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.stem}.*.tmp"):
+            left.unlink()
         yield

@@ -57,7 +57,7 @@ def save(fig, id, profile):
     """
     entries = declared()
     if id not in entries:
-        raise ValueError(f"figure {id!r} is not declared: add it to figures/figures.yaml, which has {', '.join(sorted(entries)) or 'none yet'}")
+        raise ValueError(f"figure {id!r} is not declared: add it to figures/figures.yaml ({', '.join(sorted(entries)) or 'empty so far'})")
     wanted = {"single": SINGLE, "double": DOUBLE}[entries[id]["width"]]
     if abs(fig.get_figwidth() - wanted) > 0.01:
         raise ValueError(f"figure {id!r} is declared {entries[id]['width']} ({wanted} in) but is {fig.get_figwidth():.2f} in wide")

@@ -1,0 +1,84 @@
+"""Command line: ``python -m popcosmos_lib run|data|figures|copies|refs|tables``; the Makefile calls nothing else."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from popcosmos_lib import notebook
+
+
+def _run(options):
+    from popcosmos_lib import driver
+
+    name = Path(options.notebook).stem
+    if not notebook.path(name).exists():
+        raise ValueError(f"no notebook {options.notebook!r}: notebooks/ has {', '.join(notebook.names()) or 'none'}")
+    given = dict(notebook.parsed(notebook.path(name), word) for word in options.parameters)
+    if "profile" in given:
+        raise ValueError("give --profile, not -p profile=...")
+    driver.execute(name, options.profile, given)
+
+
+def _data(options):
+    from popcosmos_lib import data
+
+    return data.main(options.id)
+
+
+def _figures(options):
+    from popcosmos_lib import publish
+
+    publish.figures(options.profile)
+
+
+def _copies(options):
+    from popcosmos_lib import publish
+
+    publish.copies()
+
+
+def _refs(options):
+    from popcosmos_lib import publish
+
+    publish.references()
+
+
+def _tables(options):
+    from popcosmos_lib import tables
+
+    tables.update()
+
+
+def main(words=None):
+    """Run one subcommand; 0 when it went well, 1 when a notebook failed, 2 when the request makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m popcosmos_lib", description="Run and publish the notebooks of the pop-cosmos companion.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(action, text):
+        added = commands.add_parser(action.__name__[1:], help=text, description=text)
+        added.set_defaults(action=action)
+        return added
+
+    profile = {"choices": ["smoke", "fast", "full"], "default": "fast", "help": "size of the computation (default: fast)"}
+    run = command(_run, "execute a notebook into build/<profile>/")
+    run.add_argument("notebook", help="for example notebooks/04_calibration.py")
+    run.add_argument("--profile", **profile)
+    run.add_argument("-p", dest="parameters", metavar="name=value", action="append", default=[], help="override a declared parameter")
+    command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")
+    command(_figures, "check that the declared figures are the produced ones; write figures/manifest.json").add_argument("--profile", **profile)
+    command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")
+    command(_refs, "publish build/smoke as the references of the tests")
+    command(_tables, "regenerate the tables of README.md and REPRODUCING.md")
+    options = parser.parse_args(words)
+    try:
+        return options.action(options) or 0
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
