@@ -101,11 +101,11 @@ def mass_mask(z):
 
 
 def mass_limit(z):
-    """Lowest surviving mass that `sample` draws, log10 [Msun]: 1.5 dex below the Ch1 < 26 completeness, never below 7.
+    """Lowest surviving mass that `sample` draws, log10 [Msun]: 1.2 dex below the Ch1 < 26 completeness, never below 7.
 
     Notebook 03 shows that the selected mock does not reach down to it, so that nothing visible is lost.
     """
-    return (mass_completeness(z) - 1.5).clamp_min(7.0)
+    return (mass_completeness(z) - 1.2).clamp_min(7.0)
 
 
 @cache
