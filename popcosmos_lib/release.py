@@ -9,7 +9,6 @@ References
 Alsing et al. (2020), arXiv:1911.11778 (architecture); Thorp et al. (2025), arXiv:2506.12122 sect. 3.2 (training).
 """
 
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -18,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from popcosmos_lib import cosmology, filters, parameters
+from popcosmos_lib import cosmology, data, filters, parameters
 
 __all__ = ["Photulators", "photulators", "state"]
 
-_FOLDER = Path("popcosmos_release", "trained_models", "photulator_models")
+_FOLDER = "popcosmos_release/trained_models/photulator_models"
 _CHUNK = 256  # galaxies; 26 x 256 x 128 activations stay in cache on a CPU
 
 
@@ -176,7 +175,8 @@ def photulators(folder=None, bands=None):
     Parameters
     ----------
     folder : path, optional
-        Where the ``model_4x128_alsing20_<band>_cpu.pt`` files lie; by default under the folder named by ``POPCOSMOS_DATA``.
+        Where the ``model_4x128_alsing20_<band>_cpu.pt`` files lie; by default ``data.shared`` finds it under
+        ``POPCOSMOS_DATA`` or among the downloads.
     bands : sequence of str, optional
         Band names; by default ``filters.COSMOS26``.
 
@@ -191,9 +191,7 @@ def photulators(folder=None, bands=None):
         If the folder or the file of a band is not there.
     """
     if folder is None:
-        if "POPCOSMOS_DATA" not in os.environ:
-            raise FileNotFoundError("the public networks were not found: set POPCOSMOS_DATA, or give the folder that holds model_*.pt")
-        folder = Path(os.environ["POPCOSMOS_DATA"], _FOLDER)
+        folder = data.shared(_FOLDER)
     bands = filters.COSMOS26 if bands is None else bands
     paths = [Path(folder, f"model_4x128_alsing20_{band}_cpu.pt") for band in bands]
     missing = [path.name for path in paths if not path.exists()]

@@ -88,8 +88,9 @@ def test_missing_band_names_the_file(folder):
         release.photulators(folder[0])
 
 
-def test_unset_folder_says_what_to_do(monkeypatch):
+def test_unset_folder_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.delenv("POPCOSMOS_DATA", raising=False)
+    monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="POPCOSMOS_DATA"):
         release.photulators()
 
