@@ -22,14 +22,14 @@ __all__ = [
 
 ZERO_POINT = 23.9  # AB magnitude of 1 µJy
 FLOOR_MINIMUM = 0.03  # fractional: stellar libraries differ from the sky, and from each other, by more than the smallest published floors
-_FAINTEST, _BRIGHTEST = 60.0, -10.0  # magnitudes beyond which a model flux is held, so that float32 neither overflows nor loses its gradient
+_FAINTEST, _BRIGHTEST = 60.0, -10.0  # magnitudes at which a model flux is held, so that float32 neither overflows nor loses its gradient
 _ROWS = 8192  # model evaluations per chunk on a CPU: larger ones fall out of cache
 _CUT = 512  # galaxies compared with the whole library at a time
 _SHORTLIST = 1024  # library galaxies ranked by the full posterior
 _SHORTLIST_FLOOR = 0.05  # smallest fractional error while choosing them
 _APART = 0.08  # dz/(1+z) between starting points
-_RATE = 0.1  # Adam step at the start of a round, in units of phi
-ROUND = 100  # Adam steps in a round
+_RATE = 0.03  # Adam step at the start of a round, in units of phi
+ROUND = 400  # Adam steps in a round
 TOLERANCE = 0.1  # gain of a round below which a fit has converged [nat]
 
 
@@ -201,7 +201,7 @@ class MaximumPosterior(NamedTuple):
 
 
 def _distinct(score, z, n):
-    """Columns of the ``n`` best scores at redshifts that differ by more than ``_APART`` in dz/(1+z); the best again if there are no more."""
+    """Columns of the ``n`` best scores at redshifts that differ by more than ``_APART`` in dz/(1+z), the best again if none is left."""
     chosen = [score.argmax(-1)]
     for _ in range(n - 1):
         at = z.gather(1, chosen[-1][:, None])
@@ -230,7 +230,7 @@ def _descend(phi, objective, steps):
     return best, value
 
 
-def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=3, steps=600, floor=0.0, n_library=50_000):
+def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=3, steps=1600, floor=0.0, n_library=50_000):
     """Most probable parameters, by batched descent from several redshifts.
 
     Starts are the best of a library of prior draws, each rescaled to the galaxy's brightness, at ``n_starts`` different
