@@ -51,7 +51,7 @@ def _tables(options):
 
 def main(words=None):
     """Run one subcommand; 0 when it went well, 1 when a notebook failed, 2 when the request makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m popcosmos_lib", description="Run and publish the notebooks of the pop-cosmos companion.")
+    parser = argparse.ArgumentParser(prog="python -m popcosmos_lib", description="Run and publish the notebooks.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(action, text):
@@ -65,7 +65,7 @@ def main(words=None):
     run.add_argument("--profile", **profile)
     run.add_argument("-p", dest="parameters", metavar="name=value", action="append", default=[], help="override a declared parameter")
     command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")
-    command(_figures, "check that the declared figures are the produced ones; write figures/manifest.json").add_argument("--profile", **profile)
+    command(_figures, "check declared against produced figures; write their manifest").add_argument("--profile", **profile)
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")
     command(_refs, "publish build/smoke as the references of the tests")
     command(_tables, "regenerate the tables of README.md and REPRODUCING.md")

@@ -27,7 +27,7 @@ class Failed(RuntimeError):
 class _ThisPython(AsyncKernelManager):
     """Kernels of the running interpreter, whatever kernels the machine has registered under the name python3."""
 
-    kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+    kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--log-level=ERROR"]))
 
 
 def execute(name, profile="fast", given=None):
@@ -39,7 +39,7 @@ def execute(name, profile="fast", given=None):
         For example ``"04_calibration"``.
     profile : {"smoke", "fast", "full"}
     given : dict, optional
-        Parameters on top of the profile's. Such a copy is dated 1970, so that ``make`` takes it for out of date and makes the profile's own.
+        Parameters on top of the profile's. Such a copy is dated 1970, so that ``make`` takes it for out of date.
 
     Returns
     -------
@@ -54,9 +54,7 @@ def execute(name, profile="fast", given=None):
         If a cell raises or the kernel dies.
     """
     source = notebook.path(name)
-    values = notebook.checked(source, notebook.overrides(profile, name) | (given or {}))
-    if profile != "fast":  # the notebooks' own default; injecting nothing keeps the reading copies equal to their sources
-        values = {"profile": profile} | values
+    values = notebook.injected(profile, name) | notebook.checked(source, given or {})
     _cap_threads(run.threads(profile))
     folder = store.home() / "build" / profile
     target, failed = folder / f"{name}.ipynb", folder / "failed" / f"{name}.ipynb"
@@ -109,5 +107,7 @@ def _echo_store(document):
     """Reasons to recompute go to stderr in the kernel; show them here, since copies drop stderr."""
     for cell in document.cells:
         for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                print(*(line for line in output.text.splitlines() if line.startswith("store: ")), sep="\n", end="", file=sys.stderr)
+            lines = output.text.splitlines() if output.get("name") == "stderr" else []
+            for line in lines:
+                if line.startswith("store: "):
+                    print(line, file=sys.stderr)

@@ -14,10 +14,11 @@ import yaml
 
 from popcosmos_lib import store
 
-__all__ = ["Parameter", "checked", "names", "normalised", "overrides", "parameters", "parsed", "path", "read"]
+__all__ = ["Parameter", "checked", "injected", "names", "normalised", "overrides", "parameters", "parsed", "path", "problems", "read"]
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 _FROM_TEXT = {"bool": {"true": True, "True": True, "false": False, "False": False}.__getitem__, "int": int, "float": float}
+_MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|opt|Users|private)/[\w./-]*|[\w./-]*site-packages[\w./-]*")
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -92,6 +93,11 @@ def parameters(source):
 def overrides(profile, name):
     """What ``profiles.yaml`` changes for a notebook; nothing for ``fast``, whose values are the notebooks' own."""
     return (yaml.safe_load((store.home() / "profiles.yaml").read_text()).get(profile) or {}).get(name) or {}
+
+
+def injected(profile, name):
+    """What the driver injects for a profile: nothing for ``fast``, so that reading copies equal their sources."""
+    return {} if profile == "fast" else {"profile": profile} | checked(path(name), overrides(profile, name))
 
 
 def checked(source, given):
@@ -179,6 +185,43 @@ def normalised(document, *, images=True):
             cell.execution_count = count
             cell.outputs = [_quiet(output, count, images) for output in cell.outputs if output.get("name") != "stderr"]
     return document
+
+
+def problems(document, source, injected):
+    """What makes an executed notebook unfit to be published.
+
+    Parameters
+    ----------
+    document : NotebookNode
+    source : Path
+        The text it must equal, cell by cell.
+    injected : dict
+        The parameters it must have been run with.
+
+    Returns
+    -------
+    list of str
+        One sentence each; empty when it is fit.
+    """
+    name, found = source.stem, []
+    own = [cell for cell in document.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    given = {}
+    for cell in document.cells:
+        if cell not in own:
+            given = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+    if given != injected:
+        found.append(f"{name} was run with {given or 'its defaults'}, not with {injected or 'its defaults'}")
+    if [(cell.cell_type, cell.source) for cell in own] != [(cell.cell_type, cell.source) for cell in read(source).cells]:
+        found.append(f"{name} was run from another text than {source.name}")
+    for cell in document.cells:
+        outputs = cell.get("outputs", [])
+        texts = [cell.source] + [output.get("text", "") for output in outputs]
+        texts += [value for output in outputs for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+        found += [f"{name}: {cell.id} shows the machine path {match.group()!r}" for text in texts if (match := _MACHINE.search(text))]
+        found += [f"{name}: {cell.id} ends in an error" for output in outputs if output.output_type == "error"]
+        if cell.cell_type == "code" and cell.execution_count is None:
+            found.append(f"{name}: {cell.id} was not executed")
+    return found
 
 
 def _quiet(output, count, images):

@@ -1,7 +1,8 @@
 """A notebook's run: its generators, artefacts, figures and record.
 
-``this = run.start("04_calibration", profile=profile, seed=seed)`` opens it; ``this.finish()`` writes ``build/<profile>/records/NN_name.json``:
-parameters, seed, commit, versions, hardware, inputs and outputs with their digests, cost. The driver that executes notebooks is ``driver``.
+``this = run.start("04_calibration", profile=profile, seed=seed)`` opens it; ``this.finish()`` writes its record,
+``build/<profile>/records/NN_name.json``: parameters, seed, commit, versions, hardware, inputs and outputs with their digests, cost.
+The driver that executes notebooks is ``driver``.
 """
 
 import hashlib
@@ -55,6 +56,7 @@ class Run:
         values = get_ipython().user_ns if get_ipython() else {}
         self.parameters = {item.name: values.get(item.name, item.value) for item in notebook.parameters(notebook.path(name))}
         self._inputs, self._outputs, self._figures = {}, {}, {}
+        self._stored = 0.0
 
     def generator(self, label="main"):
         """A ``torch.Generator`` that depends on the seed, the notebook and the label only, never on what ran before."""
@@ -63,9 +65,16 @@ class Run:
 
     def artefact(self, name, compute, *, kind="safetensors", version=1, parameters=None, inputs=()):
         """``store.load_or_compute`` with this profile and seed; recorded as an output."""
+        computed = []
+
+        def noted():
+            computed.append(name)
+            return compute()
+
         made = store.load_or_compute(
-            name, compute, profile=self.profile, kind=kind, version=version, parameters=parameters, seed=self.seed, inputs=inputs
+            name, noted, profile=self.profile, kind=kind, version=version, parameters=parameters, seed=self.seed, inputs=inputs
         )
+        self._stored += 0 if computed else made.seconds
         self._outputs[name] = made.sha256
         return made
 
@@ -112,6 +121,7 @@ class Run:
             "versions": provenance.versions(),
             "device": provenance.device(),
             **provenance.cost(),
+            "stored_s": round(self._stored, 1),  # what the artefacts read back from disk had cost
             "inputs": self._inputs,
             "outputs": self._outputs,
             "figures": self._figures,

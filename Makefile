@@ -1,0 +1,84 @@
+# The executed notebook is the target: build/<profile>/NN_name.ipynb. `make` prints the targets, `make -n figures` the plan.
+PROFILE ?= fast
+OUT     := build/$(PROFILE)
+NB      := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.py))))
+LIBRARY := $(shell find popcosmos_lib -name '*.py' -o -path '*/resources/*' -type f)
+
+# A virtual environment of our own, unless PYTHON names an interpreter that has everything (conda: make PYTHON=python ...).
+ifneq ($(origin PYTHON),command line)
+PYTHON := .venv/bin/python
+READY  := .venv/.ready
+endif
+RUN := $(PYTHON) -m popcosmos_lib
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDEXPANSION:
+.PHONY: help setup data figures notebooks test lint refs copies tables lab bench clean $(NB)
+
+include notebooks/deps.mk
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  NN_name   run one notebook and what it reads: $(NB)"
+	@echo "options: PROFILE=smoke|fast|full (default fast), PYTHON=... (an environment of your own), -j2 (two notebooks at a time)"
+
+setup: $(READY) ## make .venv from requirements.lock (every other target does it when needed)
+
+.venv/.lock: requirements.lock
+	@echo "setting up .venv (once; some minutes)"
+	@python=$$(for p in python3.11 python3.12 python3.13 python3; do command -v $$p; done | while read -r p; do \
+	  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo "$$p" && break; done); \
+	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or make PYTHON=<interpreter that has requirements.lock>"; exit 1; }; \
+	"$$python" -m venv --clear .venv
+	.venv/bin/python -m pip install -r requirements.lock
+	@touch $@
+
+.venv/.ready: .venv/.lock pyproject.toml
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: $(READY) ## list the data, or fetch one item with ID=...
+	@$(RUN) data $(ID)
+
+$(OUT)/%.ipynb: notebooks/%.py $(LIBRARY) profiles.yaml $$(addsuffix .ipynb,$$(addprefix $(OUT)/,$$(deps_$$*))) | $(READY)
+	$(RUN) run $< --profile $(PROFILE)
+
+$(NB): %: $(OUT)/%.ipynb
+
+notebooks: $(addsuffix .ipynb,$(addprefix $(OUT)/,$(NB)))
+
+figures: notebooks ## run every notebook that is out of date; check and publish figures, copies and tables
+	$(RUN) figures --profile $(PROFILE)
+ifeq ($(PROFILE),fast)
+	$(RUN) copies
+	$(RUN) tables
+endif
+
+test: lint ## lint, unit, physics and notebook tests, and the smoke run of every notebook against its reference
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider \
+	  tests/unit tests/physics tests/notebooks tests/notebooks/reference
+
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=
+
+lint: $(READY) ## ruff
+	$(PYTHON) -m ruff check .
+
+refs: ## rerun the smoke profile and rewrite the references of the tests (read the diff before committing it)
+	$(MAKE) PROFILE=smoke notebooks
+	$(RUN) refs
+
+copies: $(READY) ## publish build/fast as the reading copies notebooks/*.ipynb
+	$(RUN) copies
+
+tables: $(READY) ## regenerate the tables of README.md and REPRODUCING.md
+	$(RUN) tables
+
+lab: $(READY) ## open JupyterLab on notebooks/ (right click a .py: Open With, Notebook)
+	$(PYTHON) -m jupyter lab notebooks
+
+bench: $(READY) ## measure cost and accuracy at length (benchmarks/)
+	@for script in benchmarks/*.py; do echo "$$script"; $(PYTHON) "$$script" || exit 1; done
+
+clean: ## remove build/ and artefacts/ (never .venv, data/ or what is committed)
+	rm -rf build artefacts

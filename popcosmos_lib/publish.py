@@ -1,0 +1,102 @@
+"""From executed notebooks to what is committed: the figures' manifest, the collected records, reading copies and test references."""
+
+import json
+import os
+
+import nbformat
+
+from popcosmos_lib import figures as declared_figures
+from popcosmos_lib import notebook, provenance, store
+
+__all__ = ["COPY_LIMIT", "copies", "figures", "references"]
+
+COPY_LIMIT = 400_000  # size of a reading copy [bytes]: what code hosts still render
+
+
+def figures(profile):
+    """Check that the declared figures are the produced ones, then write ``manifest.json`` and ``records.json`` beside them.
+
+    Raises
+    ------
+    RuntimeError
+        If a notebook has no record or was last run with other parameters, a declared figure was not made, a file is not the one that was
+        made, or a file belongs to no declaration.
+    """
+    folder, entries, records, problems = declared_figures.folder(profile), declared_figures.declared(), {}, []
+    for name in notebook.names():
+        path = store.home() / "build" / profile / "records" / f"{name}.json"
+        if not path.exists():
+            problems.append(f"{name} has not been run: `make {name} PROFILE={profile}`")
+            continue
+        records[name] = json.loads(path.read_text())
+        wanted = _values(name, profile)
+        differing = [key for key, value in wanted.items() if records[name]["parameters"].get(key) != value]
+        if differing:
+            problems.append(f"{name} was last run with another {', '.join(differing)}: `make {name} PROFILE={profile}`")
+    manifest = {}
+    for id, entry in entries.items():
+        record = records.get(entry["notebook"], {"figures": {}})
+        if id not in record["figures"]:
+            problems.append(f"figure {id} is declared but {entry['notebook']} did not make it")
+            continue
+        for extension, digest in record["figures"][id].items():
+            path = folder / f"{id}.{extension}"
+            if not path.exists() or provenance.sha256(path) != digest:
+                problems.append(f"{path.name} is not the file that {entry['notebook']} made: `make -B {entry['notebook']}`")
+        manifest[id] = {"notebook": entry["notebook"], "sha256": record["figures"][id]}
+        manifest[id] |= {key: record[key] for key in ("profile", "commit", "dirty", "inputs")}
+    problems += [f"{path.name} belongs to no declared figure" for path in _orphans(folder, entries)]
+    if problems:
+        raise RuntimeError("figures and declarations disagree:\n  " + "\n  ".join(problems))
+    for name, content in (("manifest", manifest), ("records", records)):
+        store.write_text(folder / f"{name}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    print(f"{len(manifest)} figures, declared = produced: {os.path.relpath(folder, store.home())}")
+
+
+def copies():
+    """Publish ``build/fast`` as the reading copies ``notebooks/*.ipynb``.
+
+    Raises
+    ------
+    RuntimeError
+        If one is stale, was run with other parameters, ends in an error, shows a machine path or is larger than ``COPY_LIMIT``.
+    """
+    _publish("fast", store.home() / "notebooks", images=True)
+
+
+def references():
+    """Publish ``build/smoke`` as the references of the tests, without pictures."""
+    _publish("smoke", store.home() / "tests" / "notebooks" / "reference", images=False)
+
+
+def _publish(profile, folder, images):
+    problems, texts = [], {}
+    for name in notebook.names():
+        path = store.home() / "build" / profile / f"{name}.ipynb"
+        if not path.exists():
+            problems.append(f"{name} has not been run: `make {name} PROFILE={profile}`")
+            continue
+        document = notebook.normalised(nbformat.read(path, 4), images=images)
+        problems += notebook.problems(document, notebook.path(name), notebook.injected(profile, name))
+        texts[name] = nbformat.writes(document) + "\n"
+        if len(texts[name].encode()) > COPY_LIMIT:
+            problems.append(f"{name}: the copy has {len(texts[name].encode()) / 1e3:.0f} kB, more than {COPY_LIMIT / 1e3:.0f}")
+    if problems:
+        raise RuntimeError("not published:\n  " + "\n  ".join(problems))
+    for name, text in texts.items():
+        path = folder / f"{name}.ipynb"
+        if not path.exists() or path.read_text() != text:
+            store.write_text(path, text)
+    for path in folder.glob("*.ipynb"):
+        if path.stem not in texts:
+            path.unlink()  # of a notebook that no longer exists
+    print(f"{len(texts)} notebooks: {os.path.relpath(folder, store.home())}")
+
+
+def _values(name, profile):
+    """Every parameter of a notebook as a profile sets it."""
+    return {item.name: item.value for item in notebook.parameters(notebook.path(name))} | notebook.injected(profile, name)
+
+
+def _orphans(folder, entries):
+    return [path for path in sorted(folder.glob("*.p[dn][fg]")) if path.stem not in entries]
