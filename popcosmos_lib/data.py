@@ -110,7 +110,7 @@ def shared(relative):
         if (root / relative).exists():
             return root / relative
     where = f"not under {roots[0]}" if roots else "POPCOSMOS_DATA is not set"
-    raise FileNotFoundError(f"{relative} was not found ({where}): set POPCOSMOS_DATA to the folder that holds it, or put it under {folder()}")
+    raise FileNotFoundError(f"{relative} was not found ({where}): set POPCOSMOS_DATA to its folder, or put it under {folder()}")
 
 
 def state(item):

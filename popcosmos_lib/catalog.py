@@ -1,0 +1,319 @@
+"""Catalogues in: official COSMOS2020 tables, the built-in mock, or a table that uses either set of names.
+
+What comes out is always the same: 26 total fluxes in µJy with NaN for a missing band, corrected for Milky-Way extinction
+and for the zero-point offsets of the catalogue. Rows are never dropped; what is wrong with one is flagged and said.
+Used by notebooks 07 and 08.
+
+References
+----------
+Weaver et al. (2022), ADS 2022ApJS..258...11W (columns, offsets of its table 3 as in cosmic-dawn/cosmos2020-readcat);
+Thorp et al. (2025), arXiv:2506.12122 sect. 2 (bands and cuts).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from astropy import units
+from astropy.io import fits
+from astropy.table import Table
+
+from popcosmos_lib import filters, survey
+
+__all__ = ["FLAGS", "Catalogue", "from_table", "read", "validate"]
+
+FLAGS = {  # bit: what is wrong with at least one band of that galaxy
+    1: "a band whose error is zero or negative",
+    2: "a flux without an error",
+    4: "an error without a flux",
+    8: "an infinite value",
+    16: "no usable band at all",
+}
+_NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
+_REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
+_KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_LYMAN", "FLAG_COMBINED", "MODEL_FLAG", "lp_type",
+         "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *_REDSHIFTS)  # fmt: skip
+
+
+@dataclass
+class Catalogue:
+    """Photometry ready for the model.
+
+    Attributes
+    ----------
+    id : ndarray of shape (n,)
+        Identifier in the source table.
+    flux, flux_err : Tensor of shape (n, 26)
+        Flux and its standard error [µJy], in the order of ``filters.COSMOS26``; NaN = missing.
+    z_spec : Tensor of shape (n,)
+        Spectroscopic (mock: true) redshift; NaN = none.
+    flag : Tensor of shape (n,)
+        Sum of the bits of ``FLAGS``; 0 = nothing to say.
+    clean : Tensor of shape (n,), bool
+        Passes FLAG_COMBINED = 0 and lp_type 0 or 2 (galaxy or X-ray source) where the table has them, and has a usable band.
+    table : Table
+        The columns read from the source, uncorrected.
+    notes : list of str
+        What was done and found, one sentence each.
+    """
+
+    id: np.ndarray
+    flux: torch.Tensor
+    flux_err: torch.Tensor
+    z_spec: torch.Tensor
+    flag: torch.Tensor
+    clean: torch.Tensor
+    table: Table
+    notes: list = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.flux)
+
+    def __getitem__(self, rows):
+        """A part of the catalogue, by slice, index array or boolean mask of length n."""
+        i = np.atleast_1d(np.arange(len(self))[rows.numpy() if torch.is_tensor(rows) else rows])
+        parts = [getattr(self, name)[torch.from_numpy(i)] for name in ("flux", "flux_err", "z_spec", "flag", "clean")]
+        return Catalogue(self.id[i], *parts, self.table[i], list(self.notes))
+
+
+def validate(flux, flux_err):
+    """Check photometry and mark as missing what cannot be used.
+
+    Parameters
+    ----------
+    flux, flux_err : array_like of shape (n, 26)
+        Flux and error [µJy]; NaN = missing; astropy quantities must carry µJy.
+
+    Returns
+    -------
+    flux, flux_err : Tensor of shape (n, 26), float32
+        Both NaN wherever a band cannot be used.
+    flag : Tensor of shape (n,)
+        Sum of the bits of ``FLAGS`` per galaxy.
+    messages : list of str
+        One sentence per kind of trouble, with the number of galaxies and the first row.
+
+    Raises
+    ------
+    ValueError
+        If the shapes are wrong, a unit is not µJy, or the typical flux cannot be in µJy.
+    """
+    for name, value in (("flux", flux), ("flux_err", flux_err)):
+        if getattr(value, "unit", None) is not None:
+            _require_microjansky(value.unit, name)
+    flux, flux_err = (torch.as_tensor(np.ma.filled(np.ma.asarray(x, float), np.nan)) for x in (flux, flux_err))
+    if flux.ndim != 2 or flux.shape[1] != len(filters.COSMOS26) or flux.shape != flux_err.shape:
+        raise ValueError(
+            f"flux and flux_err must both have shape (galaxies, {len(filters.COSMOS26)}), one column per band of filters.COSMOS26; "
+            f"got {tuple(flux.shape)} and {tuple(flux_err.shape)}"
+        )
+    usable = flux.isfinite() & flux_err.isfinite() & (flux_err > 0)
+    trouble = {
+        1: flux.isfinite() & (flux_err <= 0),
+        2: flux.isfinite() & flux_err.isnan(),
+        4: flux.isnan() & flux_err.isfinite(),
+        8: flux.isinf() | flux_err.isinf(),
+        16: ~usable.any(1, keepdim=True),
+    }
+    flag = sum(bit * bad.any(1).long() for bit, bad in trouble.items())
+    outcome = {16: "kept, but it cannot be fitted"}
+    messages = [
+        f"{int(bad.any(1).sum())} of {len(flux)} galaxies have {FLAGS[bit]} (first: row {int(bad.any(1).nonzero()[0])}): "
+        f"{outcome.get(bit, 'that band is treated as missing')}"
+        for bit, bad in trouble.items()
+        if bad.any()
+    ]
+    _plausible(flux[usable])
+    hole = torch.tensor(float("nan"))
+    return torch.where(usable, flux, hole).float(), torch.where(usable, flux_err, hole).float(), flag, messages
+
+
+def _plausible(flux):
+    """A median outside 8 < m < 32 is another unit: maggies, Jy, mJy or cgs would all land far beyond it."""
+    typical = flux[flux > 0].median() if (flux > 0).any() else None
+    if typical is not None and not 8 < 23.9 - 2.5 * torch.log10(typical) < 32:
+        raise ValueError(
+            f"the typical flux is {typical:.2g}, which in µJy would be magnitude {23.9 - 2.5 * torch.log10(typical):.1f}: "
+            "convert to µJy first (maggies x 3.631e9, Jy x 1e6, mJy x 1e3, erg/s/cm2/Hz x 1e29)"
+        )
+
+
+def _require_microjansky(unit, column):
+    if unit == units.uJy:
+        return
+    try:
+        remedy = f"multiply fluxes and errors by {unit.to(units.uJy):.6g}"
+    except units.UnitConversionError:
+        remedy = "give flux densities, not magnitudes or rates"
+    raise ValueError(f"column {column} is in {unit}, but fluxes are read in µJy: {remedy} and set the unit to uJy")
+
+
+def from_table(table):
+    """A catalogue from the columns of the built-in mock.
+
+    Parameters
+    ----------
+    table : Table
+        With ``flux_<short>`` and ``flux_err_<short>`` [µJy] for any of ``filters.SHORT``; ``id`` and ``z`` (or ``z_spec``) where known.
+
+    Returns
+    -------
+    Catalogue
+        No extinction or zero-point correction is applied.
+    """
+    pairs = {i: (f"flux_{band}", f"flux_err_{band}") for i, band in enumerate(filters.SHORT)}
+    return _assemble(table, pairs, "id", ("z_spec", "z"), [])
+
+
+def read(path, zero_points="guess"):
+    """Read a catalogue with official COSMOS2020 names or with the names of the mock.
+
+    Fluxes and errors are multiplied by 10**(0.4 R_b EBV_MW) and by 10**(-0.4 offset_b); CLASSIC 2-arcsec aperture fluxes by
+    10**(-0.4 total_off2) first. Bands whose bit is set in UL_MASK (non-detections published as an upper limit) enter as zero flux
+    with the limit as error: a one-sided limit of unknown significance then weighs no more than a one-sigma one.
+
+    Parameters
+    ----------
+    path : path
+        FITS, Parquet, CSV or ECSV file.
+    zero_points : {"guess", "farmer", "classic", None}
+        Whose LePhare offsets to take (Weaver+22); guessed from the columns, then from the file name.
+
+    Returns
+    -------
+    Catalogue
+        Its ``notes`` are also printed: missing bands, corrections, flagged galaxies.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is not there, its kind or names are not known, or a flux column is not in µJy.
+    """
+    table = _open(Path(path))
+    if any(f"flux_{band}" in table.colnames for band in filters.SHORT):
+        return _say(from_table(table))
+    if zero_points == "guess":
+        zero_points = _guess(table.colnames, Path(path).name)
+    if zero_points not in ("farmer", "classic", None):
+        raise ValueError(f'zero_points must be "farmer", "classic" or None; got {zero_points!r}')
+    pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := _official(table.colnames, name))}
+    notes = [f"{Path(path).name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
+    return _say(_assemble(table, pairs, "ID", _REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes)))
+
+
+def _open(path):
+    """The columns of interest; a full COSMOS2020 file has 754, and reading them all would take 7 GB."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no catalogue at {path}; give the path of a FITS, Parquet or CSV file")
+    wanted = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
+    if path.name.endswith((".fits", ".fits.gz", ".fit")):
+        with fits.open(path, memmap=True) as hdus:
+            hdu = next((h for h in hdus if isinstance(h, fits.BinTableHDU)), None)
+            if hdu is None:
+                raise ValueError(f"{path} holds no binary table; is it an image?")
+            mock = {c for c in hdu.columns.names if c.lower().startswith("flux_")} | {"id", "z"}
+            names = [c for c in hdu.columns.names if c in wanted | mock]
+            table = Table({name: np.array(hdu.data[name]).astype(hdu.data[name].dtype.newbyteorder("=")) for name in names})
+            for name in names:
+                table[name].unit = hdu.columns[name].unit
+        return table
+    kinds = {".parquet": "parquet", ".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
+    if path.suffix not in kinds:
+        raise ValueError(f"{path.name} is not a FITS, Parquet, CSV or ECSV file; save the table as one of these")
+    return Table.read(path, format=kinds[path.suffix])
+
+
+def _names(band):
+    """Column pairs that hold a band, in order of preference: total (FARMER, and IRAC in CLASSIC), then CLASSIC 2-arcsec aperture."""
+    return (f"{band}_FLUX", f"{band}_FLUXERR"), (f"{band}_FLUX_APER2", f"{band}_FLUXERR_APER2")
+
+
+def _official(columns, band):
+    return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
+
+
+def _guess(columns, name):
+    if "total_off2" in columns or "ID_FARMER" in columns:
+        return "classic"
+    if "MODEL_FLAG" in columns or "ID_CLASSIC" in columns:
+        return "farmer"
+    return next((kind for kind in ("classic", "farmer") if kind in name.lower()), None)
+
+
+def _column(table, name):
+    """A column as float64 with NaN for masked and null values (a flux may be below -99, so there only the exact nulls count)."""
+    try:
+        values = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
+    except ValueError as error:
+        raise ValueError(f"column {name} holds text where numbers belong ({error}): leave missing values empty") from None
+    null = np.isin(values, _NULLS) if "flux" in name.lower() else values <= max(_NULLS)
+    return np.where(null, np.nan, values)
+
+
+def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
+    if not pairs or not any(pair[0] in table.colnames for pair in pairs.values()):
+        raise ValueError(
+            "no flux column was recognised: name them as COSMOS2020 does (HSC_r_FLUX, HSC_r_FLUXERR, ...) or as the mock does "
+            "(flux_r, flux_err_r, ...), in µJy"
+        )
+    flux = np.full((len(table), len(filters.SHORT)), np.nan)
+    flux_err = flux.copy()
+    for i, (f, e) in pairs.items():
+        if f in table.colnames and e in table.colnames:
+            for name in (f, e):
+                if table[name].unit is not None:
+                    _require_microjansky(table[name].unit, name)
+            flux[:, i], flux_err[:, i] = _column(table, f), _column(table, e)
+    absent = [band for i, band in enumerate(filters.SHORT) if not np.isfinite(flux[:, i]).any()]
+    if absent:
+        notes.append(f"missing bands: {' '.join(absent)}")
+    if correct:
+        flux, flux_err = correct(flux, flux_err)
+    flux, flux_err, flag, messages = validate(flux, flux_err)
+    name = next((c for c in redshifts if c in table.colnames), None)
+    z = _column(table, name) if name else np.full(len(table), np.nan)
+    z = torch.from_numpy(np.where(z >= 0, z, np.nan)).float()
+    clean = (flag & 16) == 0
+    for cut, allowed in (("FLAG_COMBINED", (0,)), ("lp_type", (0, 2))):
+        if cut in table.colnames:
+            passed = torch.from_numpy(np.isin(_column(table, cut), allowed))
+            notes.append(f"{cut}: {int((~passed).sum())} rows outside the cut (kept; see clean)")
+            clean &= passed
+    ids = np.asarray(table[identifier]) if identifier in table.colnames else np.arange(len(table))
+    return Catalogue(ids, flux, flux_err, z, flag, clean, table, notes + messages)
+
+
+def _correct(flux, flux_err, table, pairs, zero_points, notes):
+    """Total flux, validity, upper limits, extinction and zero points; notes say which of them were done."""
+    offset = np.zeros_like(flux)  # mag, to be added
+    aperture = [i for i, pair in pairs.items() if pair[0].endswith("_APER2")]
+    if aperture:
+        if "total_off2" not in table.colnames:
+            raise ValueError("aperture fluxes need the column total_off2 to become total; keep it when you cut the catalogue")
+        offset[:, aperture] += _column(table, "total_off2")[:, None]
+    for i, name in enumerate(survey.BANDS["column"]):
+        if f"{name}_VALID" in table.colnames:
+            flux[~np.asarray(table[f"{name}_VALID"]).astype(bool), i] = np.nan
+    if "UL_MASK" in table.colnames:
+        limit = (np.asarray(table["UL_MASK"])[:, None] >> np.arange(flux.shape[1])) & 1 == 1
+        flux = np.where(limit & (flux_err > 0), 0.0, flux)
+        notes.append(f"{int(limit.sum())} non-detections enter as zero flux with the published limit as error")
+    reddening = _column(table, "EBV_MW") if "EBV_MW" in table.colnames else np.full(len(table), np.nan)
+    if np.isfinite(reddening).any():
+        if not np.isfinite(reddening).all():
+            notes.append(f"EBV_MW is missing in {int((~np.isfinite(reddening)).sum())} rows: the median of the others is used there")
+            reddening = np.where(np.isfinite(reddening), reddening, np.nanmedian(reddening))
+        offset -= reddening[:, None] * np.asarray(survey.BANDS["extinction"])
+    else:
+        notes.append("no EBV_MW: fluxes are taken as corrected for Milky-Way extinction")
+    if zero_points:
+        offset += np.asarray(survey.BANDS[f"offset_{zero_points}"])
+    notes.append(f"zero-point offsets: {f'{zero_points} (Weaver+22)' if zero_points else 'none'}")
+    factor = 10 ** (-0.4 * offset)
+    return flux * factor, flux_err * factor
+
+
+def _say(catalogue):
+    print("\n".join(catalogue.notes))
+    return catalogue
