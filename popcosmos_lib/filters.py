@@ -1,7 +1,8 @@
 """Photometric bands: their transmission curves, synthetic AB photometry, fluxes and magnitudes.
 
-Curves come from sedpy and speclite under the names those packages use; a curve that neither has is a flat-topped analytic one, whose published
-mean wavelength and width are in ``_ANALYTIC``. Introduced in notebook 01; the 26 COSMOS2020 bands are those of Thorp et al. (2025) sect. 2.1.
+Curves come from sedpy and speclite under the names those packages use; a curve that neither has is a flat-topped analytic one, whose
+published mean wavelength and width are in ``_ANALYTIC``. Introduced in notebook 01; the 26 COSMOS2020 bands are those of
+Thorp et al. (2025) sect. 2.1.
 
 Fluxes here are microjanskys: m_AB = 23.9 - 2.5 log10 F.
 """
@@ -23,7 +24,8 @@ SHORT = [
     *"ugrizyYJH", "Ks", "IB427", "IB464", "IA484", "IB505", "IA527", "IB574", "IA624", "IA679", "IB709", "IA738", "IA767", "IB827",
     "NB711", "NB816", "Ch1", "Ch2",
 ]  # fmt: skip
-# KiDS ugri are OmegaCAM curves, which neither package has: SDSS u, g, r, i stand in (same nominal system, centres within 3 %). VIKING ZYJHKs are the true ones.
+# KiDS ugri are OmegaCAM curves, which neither package has: SDSS u, g, r, i stand in (the same nominal system, centres within 3 %);
+# VIKING ZYJHKs are the true curves.
 SURVEYS = {
     "cosmos": COSMOS26,
     "kids": [*[f"sdss_{band}0" for band in "ugri"], *[f"vista_vircam_{band}" for band in ("Z", "Y", "J", "H", "Ks")]],
@@ -43,7 +45,7 @@ _CURVES = {
 _ANALYTIC = {"NB711.SuprimeCam": (7121.0, 72.0, 2.0), "NB816.SuprimeCam": (8150.0, 120.0, 3.0)}
 
 _SAMPLES = 512  # per curve, uniform in ln wavelength
-_FLOOR = 1e-2  # of the peak; the outermost wavelengths above it bound a curve, which drops the red leaks that the tabulated curves carry
+_FLOOR = 1e-2  # of the peak; a curve ends where it first falls below, which leaves out far leaks such as that of CFHT u* at 5100 Angstrom
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def load(names):
     waves, responses = [], []
     for name in names:
         wave, response = _curve(name)
-        used = np.flatnonzero(response > _FLOOR * response.max())[[0, -1]]
-        grid = np.geomspace(*wave[used], _SAMPLES)
+        outside = np.flatnonzero(response < _FLOOR * response.max())
+        side = np.searchsorted(outside, response.argmax())
+        bounds = [outside[side - 1] + 1 if side else 0, outside[side] - 1 if side < len(outside) else -1]
+        grid = np.geomspace(*wave[bounds], _SAMPLES)
         waves.append(grid)
         responses.append(np.interp(grid, wave, response).clip(min=0.0) / response.max())
     wave, transmission = torch.as_tensor(np.stack(waves)), torch.as_tensor(np.stack(responses))
