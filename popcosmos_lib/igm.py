@@ -1,7 +1,7 @@
 """Absorption by intergalactic hydrogen on the way to a galaxy: Madau (1995, ApJ 441, 18), as FSPS implements it.
 
-Every term of the model is a power of rest wavelength times a power of 1 + z, so that the optical depth of a batch costs two rows of constants.
-Introduced in notebook 01; Thorp et al. (2025) sect. 3.2.
+Every term of the model is a power of rest wavelength times a power of 1 + z, so that the optical depth of a batch costs two rows of
+constants. Introduced in notebook 01; Thorp et al. (2025) sect. 3.2.
 """
 
 import torch
@@ -33,7 +33,7 @@ def transmission(wave, z):
     Tensor of shape (n, n_wave)
         exp(-tau); one above Lyman alpha. Where the fit for the Lyman continuum turns over at short wavelengths, tau is held at its maximum.
     """
-    steep, shallow = torch.zeros_like(wave), torch.zeros_like(wave)
+    steep = torch.zeros_like(wave)
     for line, coefficient in _SERIES.items():
         steep = steep + torch.where(wave <= line, coefficient * (wave / line) ** 3.46, 0.0)
     shallow = torch.where(wave <= LYMAN_ALPHA, _METALS * (wave / LYMAN_ALPHA) ** 1.68, 0.0)

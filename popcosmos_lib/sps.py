@@ -183,8 +183,8 @@ class Synthesiser(nn.Module):
         Returns
         -------
         dict of str to Tensor of shape (n,)
-            ``log_mass`` surviving stellar mass [dex Msun], ``log_sfr`` over 100 Myr [dex Msun/yr], ``log_ssfr`` per surviving mass [dex 1/yr],
-            ``age`` mass-weighted [Gyr].
+            ``log_mass`` surviving stellar mass [dex Msun], ``log_sfr`` over 100 Myr [dex Msun/yr], ``log_ssfr`` per surviving mass
+            [dex 1/yr], ``age`` mass-weighted [Gyr].
         """
         log_mass = parameters.column(theta, "log10M_formed") + self.surviving_fraction(theta).log10().to(theta)
         log_sfr = parameters.log_sfr(theta)
@@ -251,7 +251,7 @@ class Synthesiser(nn.Module):
         return _AB_ZERO - 2.5 * torch.log10(flux.clamp_min(_FAINT)) + scale[:, None]
 
     def _line_flux(self, lines, z, shift):
-        """Contribution of the lines to the mean flux density of each band, (n, n_band) [1e-15 Lsun/Hz], exact at the observed wavelength."""
+        """What the lines add to the mean flux density of each band, (n, n_band) [1e-15 Lsun/Hz], exact at the observed wavelength."""
         order = self.line_wave <= igm.LYMAN_ALPHA * 1.0001
         through = igm.transmission(self.line_wave[order], z)
         lines = lines.clone()
@@ -276,7 +276,7 @@ def _hat(x, nodes):
 
 
 def _line_table(bands):
-    """ln of its first wavelength, and the response of every band, per unit of its integral over ln wavelength, (n_wave, n_band), zero at both ends."""
+    """ln of its first wavelength, and the response of every band per unit of its integral over ln wavelength, (n_wave, n_band)."""
     start, stop = math.log(bands.wave.min()) - 2 / _LINE_RESOLUTION, math.log(bands.wave.max()) + 2 / _LINE_RESOLUTION
     grid = np.exp(np.arange(start, stop, 1 / _LINE_RESOLUTION))
     columns = []

