@@ -1,0 +1,302 @@
+"""Figures of the overview, the validation, n(z), the extrapolation and the explainability notebooks."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+
+from popcosmos_lib import figures
+
+__all__ = ["colour_colour", "components", "extrapolation", "information", "marginals", "pipeline", "redshifts"]
+
+_TRUTH, _MODEL, _START = "0.75", figures.COLOURS[1], figures.COLOURS[0]
+
+
+def _histograms(axis, edges, truth, model, start=None):
+    """Densities of the mock sky (filled), the model (line) and where it started (dotted)."""
+    axis.hist(truth, edges, density=True, color=_TRUTH)
+    if start is not None:
+        axis.hist(start, edges, density=True, histtype="step", color=_START, ls=":", lw=1.0)
+    axis.hist(model, edges, density=True, histtype="step", color=_MODEL, lw=1.0)
+
+
+def _legend(fig, names, **options):
+    keys = {
+        "truth": Patch(color=_TRUTH), "model": Line2D([], [], color=_MODEL), "start": Line2D([], [], color=_START, ls=":"),
+    }  # fmt: skip
+    handles = [keys[kind] for kind in names]
+    fig.legend(handles, list(names.values()), loc="outside upper center", ncols=len(names), **options)
+
+
+def marginals(rows):
+    """One-dimensional distributions of photometry.
+
+    Parameters
+    ----------
+    rows : list of dict of str to (truth, model, start)
+        One dict per row: axis label with unit -> three arrays of shape (n,) [mag]; ``start`` is the model before calibration.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    columns = max(map(len, rows))
+    fig, axes = plt.subplots(len(rows), columns, figsize=(figures.DOUBLE, 1.45 * len(rows) + 0.2))
+    for row, panels in zip(axes, rows, strict=True):
+        for axis, (label, (truth, model, start)) in zip(row, panels.items(), strict=True):
+            edges = np.linspace(*np.percentile(truth, [0.2, 99.8]), 36)
+            _histograms(axis, edges, truth, model, start)
+            axis.set(xlabel=label, yticks=[], xlim=(edges[0], edges[-1]))
+            axis.xaxis.set_major_locator(plt.MaxNLocator(4))
+        row[0].set_ylabel("density")
+    _legend(fig, {"truth": "mock sky, held out", "model": "calibrated model", "start": "before calibration"})
+    return fig
+
+
+def _contours(axis, x, y, levels, bins, span, **style):
+    """Lines that enclose the given fractions of the points (x, y)."""
+    counts, xs, ys = np.histogram2d(x, y, bins, span)
+    kernel = np.array([1.0, 2.0, 1.0]) / 4
+    for _ in range(2):
+        counts = np.apply_along_axis(np.convolve, 0, np.apply_along_axis(np.convolve, 1, counts, kernel, "same"), kernel, "same")
+    ordered = np.sort(counts.ravel())[::-1]
+    enclosed = np.cumsum(ordered) / len(x)  # of all points, those outside the frame included
+    heights = sorted({ordered[min(np.searchsorted(enclosed, level), len(ordered) - 1)] for level in levels})
+    axis.contour((xs[1:] + xs[:-1]) / 2, (ys[1:] + ys[:-1]) / 2, counts.T, heights, **style)
+
+
+def colour_colour(panels, levels=(0.68, 0.95)):
+    """Two-dimensional distributions of colours, as contours that enclose the given fractions.
+
+    Parameters
+    ----------
+    panels : list of (label_x, label_y, truth, model)
+        Labels, and two arrays of shape (n, 2) [mag]; six panels.
+    levels : tuple of float
+        Enclosed fractions.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(2, 3, figsize=(figures.DOUBLE, 4.4))
+    for axis, (label_x, label_y, truth, model) in zip(axes.flat, panels, strict=True):
+        span = np.percentile(truth, [0.5, 99.5], axis=0).T + np.array([-0.15, 0.15])
+        _contours(axis, *truth.T, levels, 44, span, colors="0.35", linewidths=1.6, linestyles=["-", "-"])
+        _contours(axis, *model.T, levels, 44, span, colors=_MODEL, linewidths=1.0)
+        axis.set(xlabel=label_x, ylabel=label_y, xlim=span[0], ylim=span[1])
+    lines = [Line2D([], [], color="0.35", lw=1.6), Line2D([], [], color=_MODEL, lw=1.0)]
+    named = " and ".join(f"{level:.0%}" for level in levels)
+    fig.legend(lines, [f"mock sky, held out ({named})", "calibrated model"], loc="outside upper center", ncols=2)
+    return fig
+
+
+def components(variance, vectors, labels, p, pp, qq, band):
+    """Principal components of the colours: scree, vectors, and how far the model's distribution along each is from the sky's.
+
+    Parameters
+    ----------
+    variance : ndarray of shape (k,)
+        Cumulative fraction of the variance.
+    vectors : ndarray of shape (c, m)
+        The first c vectors over m colours.
+    labels : list of str
+        Names of the m colours.
+    p : ndarray of shape (q,)
+        Probabilities.
+    pp, qq : ndarray of shape (c, q)
+        Model distribution at the sky's quantiles minus p; model quantile minus the sky's [mag].
+    band : ndarray of shape (q,)
+        95 % sampling range of ``pp`` for two equal distributions.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(2, 2, figsize=(figures.DOUBLE, 4.6), width_ratios=[1, 1.25])
+    (scree, loads), (percent, quantile) = axes
+    scree.plot(np.arange(1, len(variance) + 1), 100 * variance, "o-", color=figures.COLOURS[0])
+    scree.set(xlabel="component", ylabel="cumulative variance [%]", ylim=(0, 105))
+    scree.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    scree.xaxis.set_minor_locator(plt.NullLocator())
+    image = loads.imshow(vectors, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    loads.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    loads.set_yticks(range(len(vectors)), [f"PC{i + 1}" for i in range(len(vectors))])
+    loads.tick_params(which="both", length=0)
+    fig.colorbar(image, ax=loads, label="weight in vector")
+    percent.fill_between(p, -band, band, color="0.85", label="95 % sampling range")
+    percent.plot(p, band, color="0.6", lw=0.5)
+    percent.plot(p, -band, color="0.6", lw=0.5)
+    for i, (a, b) in enumerate(zip(pp, qq, strict=True)):
+        style = {"color": figures.COLOURS[i if i < 6 else 7], "ls": ["-", "--"][i % 2], "lw": 1.0}
+        percent.plot(p, a, **style)
+        quantile.plot(p, b, label=f"PC{i + 1}", **style)
+    percent.axhline(0, color="k", lw=0.5)
+    quantile.axhline(0, color="k", lw=0.5)
+    percent.set(xlabel="probability in the mock sky", ylabel="model probability $-$ p", xlim=(0, 1))
+    percent.legend(loc="lower right")
+    quantile.set(xlabel="probability", ylabel="model quantile $-$ sky quantile [mag]", xlim=(0, 1))
+    low, high = quantile.get_ylim()
+    quantile.set_ylim(low, high + 0.35 * (high - low))
+    quantile.legend(ncols=3, loc="upper center")
+    return fig
+
+
+def _redshift_density(axis, middle, truth, model, band, start, offset=0.0):
+    axis.fill_between(middle, offset, offset + truth, step="mid", color=_TRUTH, lw=0)
+    if start is not None:
+        axis.step(middle, offset + start, where="mid", color=_START, ls=":", lw=1.0)
+    axis.fill_between(middle, offset + band[0], offset + band[1], step="mid", color=_MODEL, alpha=0.3, lw=0)
+    axis.step(middle, offset + model, where="mid", color=_MODEL, lw=1.0)
+
+
+def redshifts(middle, surveys, errors):
+    """n(z) of two surveys, of the tomographic bins of the first, and the error of the mean redshift in each bin.
+
+    Parameters
+    ----------
+    middle : ndarray of shape (k,)
+        Bin centres in redshift.
+    surveys : dict of str to dict
+        Title -> ``truth``, ``model``, ``start`` of shape (1 + bins, k) and ``band`` of shape (2, 1 + bins, k): densities
+        of all galaxies (row 0) and of the tomographic bins, with the 16-84 % bootstrap range of the model.
+    errors : dict of str to (model, model_sd, start)
+        Title -> arrays of shape (1 + bins,): error of the mean redshift divided by 1 + z.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(2, 3, figsize=(figures.DOUBLE, 4.5), width_ratios=[1, 1, 0.85])
+    for row, (title, n) in zip(axes, surveys.items(), strict=True):
+        _redshift_density(row[0], middle, n["truth"][0], n["model"][0], n["band"][:, 0], n["start"][0])
+        row[0].set(title=title, xlabel="redshift", ylabel="n(z)", ylim=(0, None))
+        step = 1.05 * max(n["truth"][1:].max(), n["model"][1:].max())
+        reach = middle[min(np.searchsorted(np.cumsum(n["truth"][0]) / n["truth"][0].sum(), 0.997), len(middle) - 1)]
+        for b in range(1, len(n["truth"])):
+            _redshift_density(row[1], middle, n["truth"][b], n["model"][b], n["band"][:, b], None, (b - 1) * step)
+            row[1].axhline((b - 1) * step, color="0.4", lw=0.4)
+            row[1].text(0.97 * reach, (b - 0.55) * step, f"bin {b}", ha="right", fontsize=7)
+        row[1].set(title="by quartile of $r-i$", xlabel="redshift", ylabel="n(z) + offset", yticks=[])
+        for axis in row[:2]:
+            axis.set_xlim(0, reach)
+        model, sd, start = errors[title]
+        place = np.arange(len(model))
+        row[2].axhspan(-0.05, 0.05, color="0.92")
+        row[2].axhline(0, color="k", lw=0.5)
+        row[2].plot(place - 0.12, start, "s", ms=3.5, mfc="none", color=_START)
+        row[2].errorbar(place + 0.12, model, sd, fmt="o", ms=3.5, color=_MODEL, lw=1)
+        row[2].set_xticks(place, ["all", *map(str, place[1:])])
+        row[2].xaxis.set_minor_locator(plt.NullLocator())
+        row[2].set(title="error of the mean", xlabel="bin", ylabel=r"$\Delta\langle z\rangle/(1+z)$")
+    _legend(fig, {"truth": "mock sky, held out", "model": "calibrated model (16-84 %)", "start": "before calibration"})
+    return fig
+
+
+def extrapolation(edges, parts, colours):
+    """What a model calibrated at r < 25 says of the Ch1 < 26 sky, inside and beyond its own selection.
+
+    Parameters
+    ----------
+    edges : ndarray of shape (k + 1,)
+        Redshift bin edges.
+    parts : dict of str to (z_truth, z_model, colours_truth, colours_model)
+        Title -> redshifts of shape (n,), colours of shape (n, c) [mag]; z counts are scaled so that the first part has as many
+        galaxies in the model as in the sky.
+    colours : list of str
+        Names of the c colours.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(2, 1 + len(colours), figsize=(figures.DOUBLE, 3.7))
+    first = next(iter(parts.values()))
+    scale = len(first[0]) / len(first[1])
+    for row, (title, (z_truth, z_model, c_truth, c_model)) in zip(axes, parts.items(), strict=True):
+        row[0].hist(z_truth, edges, color=_TRUTH)
+        row[0].hist(z_model, edges, weights=np.full(len(z_model), scale), histtype="step", color=_MODEL)
+        row[0].set(title=title, xlabel="redshift", ylabel="galaxies per bin", xlim=(0, edges[-1]))
+        for axis, name, truth, model in zip(row[1:], colours, c_truth.T, c_model.T, strict=True):
+            _histograms(axis, np.linspace(*np.percentile(truth, [0.5, 99.5]), 30), truth, model)
+            axis.set(xlabel=f"{name} [mag]", yticks=[])
+            axis.xaxis.set_major_locator(plt.MaxNLocator(4))
+        row[1].set_ylabel("density")
+    _legend(fig, {"truth": "mock sky, Ch1 < 26", "model": "calibrated at r < 25, seen at Ch1 < 26"})
+    return fig
+
+
+def information(share, total, parameters, bands):
+    """Which band informs which parameter.
+
+    Parameters
+    ----------
+    share : ndarray of shape (n_parameter, n_band)
+        Fraction of a parameter's Fisher information that comes from each band; rows add up to one.
+    total : ndarray of shape (n_parameter,)
+        Width of the parameter's posterior relative to its prior, from the whole Fisher matrix.
+    parameters, bands : list of str
+        Labels.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, (heat, bar) = plt.subplots(1, 2, figsize=(figures.DOUBLE, 3.4), width_ratios=[4, 1], sharey=True)
+    image = heat.imshow(100 * share, cmap="cividis", aspect="auto", vmin=0)
+    heat.set_xticks(range(len(bands)), bands, rotation=90)
+    heat.set_yticks(range(len(parameters)), parameters)
+    heat.tick_params(which="both", length=0)
+    heat.minorticks_off()
+    fig.colorbar(image, ax=heat, label="share of the information [%]", pad=0.01)
+    bar.barh(range(len(total)), total, color=figures.COLOURS[0])
+    bar.set(xlabel="posterior width /\nprior width", xlim=(0, 1.05))
+    bar.tick_params(axis="y", which="both", length=0)
+    return fig
+
+
+_BOXES = {  # id: (x, y, text, colour)
+    "theta": (0.9, 3.3, "16 parameters\n$\\theta$", 4), "sps": (3.0, 3.3, "stars, gas, dust,\nAGN, IGM", 5),
+    "emulator": (5.1, 3.3, "26 magnitudes\n(emulated)", 5), "noise": (7.2, 3.3, "zero points,\nerrors, noise", 2),
+    "cut": (9.2, 3.3, "selection\n$r<25$", 2), "population": (0.9, 1.75, "score-based\ndiffusion $p(\\theta)$", 1),
+    "distance": (7.2, 1.75, "transport\ndistance", 1), "sky": (9.2, 1.75, "observed\ncatalogue", 7),
+    "nz": (0.9, 0.2, "n(z), population\nrelations, mocks", 0), "fit": (5.1, 0.2, "SED fits and\nphotometric $z$", 0),
+}  # fmt: skip
+_ARROWS = [  # from, to, label, place of the label along the arrow
+    ("population", "theta", "draw", 0.5), ("theta", "sps", "01", 0.5), ("sps", "emulator", "02", 0.5), ("emulator", "noise", "03", 0.5),
+    ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.45), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.6),
+    ("distance", "population", "gradients through every step  04", 0.33), ("population", "nz", "05, 06, 09-11", 0.5),
+    ("population", "fit", "prior", 0.55), ("emulator", "fit", "likelihood  07, 08", 0.72),
+]  # fmt: skip
+
+
+def pipeline():
+    """The model in one drawing: generation along the top, calibration back along the middle, use at the bottom.
+
+    Returns
+    -------
+    Figure
+        Double width; the numbers are the notebooks'.
+    """
+    fig, axis = plt.subplots(figsize=(figures.DOUBLE, 2.9))
+    axis.set(xlim=(-0.1, 10.2), ylim=(-0.35, 3.85))
+    axis.axis("off")
+    frames = {}
+    for name, (x, y, text, colour) in _BOXES.items():
+        shape = {"xy": (x - 0.78, y - 0.3), "width": 1.56, "height": 0.6, "boxstyle": "round,pad=0.06"}
+        axis.add_patch(FancyBboxPatch(**shape, fc=figures.COLOURS[colour], alpha=0.22, ec="none"))
+        frames[name] = axis.add_patch(FancyBboxPatch(**shape, fc="none", ec=figures.COLOURS[colour], lw=0.9))
+        axis.text(x, y, text, ha="center", va="center", fontsize=7.5)
+    for start, end, label, place in _ARROWS:
+        a, b = np.array(_BOXES[start][:2]), np.array(_BOXES[end][:2])
+        axis.add_patch(FancyArrowPatch(a, b, patchA=frames[start], patchB=frames[end], arrowstyle="-|>", mutation_scale=9, color="0.3"))
+        x, y = a + place * (b - a)
+        level = abs(b - a)[1] < 0.1
+        axis.text(x + 0.08 * (not level), y + 0.08, label, fontsize=7, color="0.25", ha="center" if level else "left", va="bottom")
+    return fig
