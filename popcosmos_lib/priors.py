@@ -130,7 +130,7 @@ class Prospector:
         log_p = log_p - sum(math.log(_LIMITS[name][1] - _LIMITS[name][0]) for name in _UNIFORM)
         return log_p + parameters.log_jacobian(phi)
 
-    def sample(self, n, generator, flat=False):
+    def sample(self, n, generator):
         """Draw galaxies.
 
         Parameters
@@ -139,9 +139,6 @@ class Prospector:
             Number of galaxies.
         generator : torch.Generator
             Source of randomness; the draws are on its device.
-        flat : bool
-            Draw mass uniformly and redshift uniformly in ln(1+z) instead (metallicity still follows the mass): a library
-            that covers the rare bright galaxies, which the mass function hides behind a flood of dwarfs.
 
         Returns
         -------
@@ -150,19 +147,30 @@ class Prospector:
         """
         u = torch.rand(n, 17, generator=generator, device=generator.device, dtype=torch.float64)
         lower, upper = parameters.BOUNDS.to(u).T
-        theta = lower + (upper - lower) * u[:, :16]  # the uniform parameters keep this, and the mass if flat
-        if flat:
-            theta[:, 15] = (1 + lower[15]) * ((1 + upper[15]) / (1 + lower[15])) ** u[:, 15] - 1
-        else:
-            cell = torch.searchsorted(_mass_redshift()[1].to(u), u[:, 16].contiguous()).clamp_max(_CELLS[0] * _CELLS[1] - 1)
-            theta[:, 15] = lower[15] + (upper[15] - lower[15]) * (cell // _CELLS[1] + u[:, 15]) / _CELLS[0]
-            theta[:, 0] = lower[0] + (upper[0] - lower[0]) * (cell % _CELLS[1] + u[:, 0]) / _CELLS[1]
-        p = (2 * u[:, _RATIOS] - 1) * _INSIDE  # the quantiles of a t with nu = 2 are closed-form
-        theta[:, _RATIOS] = _SCALE * p * torch.sqrt(2 / (1 - p**2))
-        for name in ("log10Z", "dust2", "dust1_fraction", "dust_index"):  # dust_index last: it follows the dust2 just drawn
-            i = parameters.INDEX[name]
-            theta[:, i] = _truncated_normal_quantile(u[:, i], *_normals(theta)[name], *_LIMITS[name])
-        return theta.float()
+        cell = torch.searchsorted(_mass_redshift()[1].to(u), u[:, 16].contiguous()).clamp_max(_CELLS[0] * _CELLS[1] - 1)
+        z = lower[15] + (upper[15] - lower[15]) * (cell // _CELLS[1] + u[:, 15]) / _CELLS[0]
+        log_mass = lower[0] + (upper[0] - lower[0]) * (cell % _CELLS[1] + u[:, 0]) / _CELLS[1]
+        return _given_mass_redshift(log_mass, z, u)
+
+    def library(self, n, generator):
+        """As ``sample`` but uniform in mass and in ln(1+z): covers the bright galaxies that the mass function hides behind dwarfs."""
+        u = torch.rand(n, 16, generator=generator, device=generator.device, dtype=torch.float64)
+        lower, upper = parameters.BOUNDS.to(u).T
+        z = (1 + lower[15]) * ((1 + upper[15]) / (1 + lower[15])) ** u[:, 15] - 1
+        return _given_mass_redshift(lower[0] + (upper[0] - lower[0]) * u[:, 0], z, u)
+
+
+def _given_mass_redshift(log_mass, z, u):
+    """Turn uniform deviates (n, 16+) into galaxies of given masses and redshifts."""
+    lower, upper = parameters.BOUNDS.to(u).T
+    theta = lower + (upper - lower) * u[:, :16]
+    theta[:, 0], theta[:, 15] = log_mass, z
+    p = (2 * u[:, _RATIOS] - 1) * _INSIDE  # the quantiles of a t with nu = 2 are closed-form
+    theta[:, _RATIOS] = _SCALE * p * torch.sqrt(2 / (1 - p**2))
+    for name in ("log10Z", "dust2", "dust1_fraction", "dust_index"):  # dust_index last: it follows the dust2 just drawn
+        i = parameters.INDEX[name]
+        theta[:, i] = _truncated_normal_quantile(u[:, i], *_normals(theta)[name], *_LIMITS[name])
+    return theta.float()
 
 
 class Broad:
@@ -181,3 +189,5 @@ class Broad:
         """Draw ``n`` galaxies: theta of shape (n, 16), float32, on the generator's device."""
         lower, upper = parameters.BOUNDS.float().to(generator.device).T
         return lower + (upper - lower) * torch.rand(n, 16, generator=generator, device=generator.device)
+
+    library = sample  # nothing is rare in it
