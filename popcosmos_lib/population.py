@@ -1,0 +1,302 @@
+"""The population model: a density of the 16 parameters, and the photometry that a survey would take of it.
+
+What is modelled is p(theta | r < 25), the galaxies that *pass the selection*, not p(theta) of the universe: the two differ
+near the limit and nothing is known beyond it. The density lives on the latent phi of ``parameters`` (N and 15 probits),
+standardised; every density returned here is per unit theta, all Jacobians included. Introduced in notebook 04.
+
+References
+----------
+Alsing et al. (2024), arXiv:2402.00935 sect. 3.2 and 4; Thorp et al. (2025), arXiv:2506.12122 sect. 3.3, 3.5 and 3.7.
+"""
+
+from typing import NamedTuple
+
+import torch
+from astropy.table import Table
+from torch import nn
+
+from popcosmos_lib import diffusion, emulator, filters, likelihood, parameters, store, survey
+from popcosmos_lib.calibration import calibrate
+
+__all__ = ["Draws", "ForwardModel", "Population", "calibrate", "load", "mock"]
+
+SELECTION = "r<25"
+_ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
+
+
+class Population(nn.Module):
+    """Diffusion model of p(theta | r < 25).
+
+    Parameters
+    ----------
+    net : diffusion.ScoreNet
+        Denoiser on the standardised latent x = (phi - shift) / scale.
+    shift, scale : Tensor of shape (16,)
+        Standardisation of phi.
+    """
+
+    def __init__(self, net, shift, scale):
+        super().__init__()
+        self.net = net
+        self.register_buffer("shift", torch.as_tensor(shift))
+        self.register_buffer("scale", torch.as_tensor(scale))
+
+    @classmethod
+    def fit(cls, theta, *, generator, steps, batch=768, lr=4e-3, width=128):
+        """Learn the density of points by denoising score matching.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (n, 16)
+            Galaxies.
+        generator : torch.Generator
+            Initial weights, batches and noise.
+        steps, batch, lr : int, int, float
+            As for ``diffusion.train``.
+        width : int
+            Units per hidden layer.
+
+        Returns
+        -------
+        population : Population
+        history : Tensor of shape (steps,)
+            Loss of each step.
+        """
+        phi = parameters.to_latent(theta)
+        shift, scale = phi.mean(0), phi.std(0)
+        net = diffusion.ScoreNet(width=width, generator=generator).to(phi)
+        history = diffusion.train(net, (phi - shift) / scale, generator=generator, steps=steps, batch=batch, lr=lr)
+        return cls(net, shift, scale), history
+
+    @classmethod
+    def from_state(cls, state):
+        """The model that a state dict (name -> Tensor) describes; its size is read from the tensors."""
+        depth = sum(name.endswith(".weight") for name in state) - 1
+        net = diffusion.ScoreNet(width=len(state["net.layers.0.bias"]), depth=depth)
+        population = cls(net, torch.zeros(16), torch.ones(16))
+        population.load_state_dict(dict(state))
+        return population.eval().requires_grad_(False)
+
+    def from_base(self, u):
+        """Base noise to galaxies along the probability-flow ODE (DPM-Solver++(2M), 16 evaluations).
+
+        Parameters
+        ----------
+        u : Tensor of shape (n, 16)
+            Unit-normal draws.
+
+        Returns
+        -------
+        theta : Tensor of shape (n, 16)
+            Inside the bounds, except that log10 M follows from N and z and may stray outside; differentiable.
+        """
+        return parameters.to_theta(diffusion.decode(self.net, u) * self.scale + self.shift)
+
+    def to_base(self, theta):
+        """Galaxies to base noise: the inverse of ``from_base``.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (n, 16)
+            SPS parameters.
+
+        Returns
+        -------
+        u : Tensor of shape (n, 16)
+            Base noise; ``from_base(u)`` returns theta. It belongs to this model only: keep theta, never u.
+        """
+        return diffusion.encode(self.net, (parameters.to_latent(theta) - self.shift) / self.scale)
+
+    def log_prob(self, theta, steps=24):
+        """Density of galaxies.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (..., 16)
+            SPS parameters.
+        steps : int
+            Runge-Kutta steps of the ODE.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            ln p(theta | r < 25) [nat per unit theta]: standardisation, probit and mass Jacobians included; -inf outside the
+            bounds. Differentiable in theta. The part of the model beyond the mass bounds (below 1e-3) is not renormalised.
+        """
+        flat = theta.reshape(-1, theta.shape[-1])
+        lower, upper = parameters.BOUNDS.to(flat).T
+        inside = ((flat >= lower) & (flat <= upper)).all(-1)
+        parts = [self._log_prob(rows, steps) for rows in flat.split(_ROWS)]
+        return torch.where(inside, torch.cat(parts), -torch.inf).reshape(theta.shape[:-1])
+
+    def _log_prob(self, theta, steps):
+        phi = parameters.to_latent(theta)
+        log_p = diffusion.log_prob(self.net, (phi - self.shift) / self.scale, steps=steps)
+        return log_p - self.scale.log().sum() - parameters.log_jacobian(phi)
+
+    @torch.no_grad()
+    def sample(self, n, generator):
+        """Draw galaxies.
+
+        Parameters
+        ----------
+        n : int
+            Number of galaxies.
+        generator : torch.Generator
+            Source of the base draws.
+
+        Returns
+        -------
+        theta : Tensor of shape (n, 16)
+            Inside ``parameters.BOUNDS``: the few draws whose mass falls outside 7 to 13 dex are replaced by fresh ones.
+        """
+        lower, upper = parameters.BOUNDS[0].tolist()
+        kept, missing = [], n
+        while missing > 0:
+            u = torch.randn(min(max(missing, 64), _ROWS), 16, generator=generator, device=generator.device, dtype=self.shift.dtype)
+            theta = self.from_base(u.to(self.shift.device))
+            log_mass = parameters.column(theta, "log10M_formed")
+            kept.append(theta[(log_mass >= lower) & (log_mass <= upper)][:missing])
+            missing -= len(kept[-1])
+        return torch.cat(kept) if kept else torch.empty(0, 16)
+
+
+class Draws(NamedTuple):
+    """The randomness of one observation, kept fixed while a population is calibrated.
+
+    Attributes
+    ----------
+    sigma : Tensor of shape (n, survey.uncertainty.width)
+        Unit-normal draws behind the flux errors.
+    noise : Tensor of shape (n, 26)
+        Uniform draws behind the noise.
+    """
+
+    sigma: torch.Tensor
+    noise: torch.Tensor
+
+
+class ForwardModel:
+    """Parameters to catalogue photometry: emulator, uncertainty, Student-t noise, selection.
+
+    The model is of *selected* galaxies, so the noise in the selection band is drawn from the part of the Student-t that lets the
+    galaxy pass: every mock galaxy is in the catalogue, and its photometry is differentiable in theta.
+
+    Parameters
+    ----------
+    emulator : object with ``magnitudes(theta)``
+    survey : survey.Survey
+        Uncertainty model and zero points.
+    selection : str
+        Cut that defines the catalogue, ``"<band><<magnitude>"``.
+    """
+
+    def __init__(self, emulator, survey, selection=SELECTION):
+        self.emulator, self.survey = emulator, survey
+        band, limit = selection.split("<")
+        self.band = filters.SHORT.index(band)
+        self.limit = float(filters.flux_from_magnitude(torch.tensor(float(limit))))
+
+    def draws(self, n, generator):
+        """Fixed randomness for ``n`` galaxies, on the generator's device."""
+        where = {"generator": generator, "device": generator.device}
+        return Draws(torch.randn(n, self.survey.uncertainty.width, **where), torch.rand(n, 26, **where))
+
+    def __call__(self, theta, draws):
+        """Photometry of galaxies.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (n, 16)
+            SPS parameters; the result is differentiable in them.
+        draws : Draws
+            For the same n galaxies.
+
+        Returns
+        -------
+        flux, flux_err, flux_true : Tensor of shape (n, 26)
+            Observed flux, its error and the noiseless flux [µJy].
+        """
+        flux_true = likelihood.model_flux(likelihood.photometry(self.emulator, theta))
+        flux_err = self.survey.sigma(flux_true, draws=draws.sigma)
+        upper = torch.ones_like(flux_true)
+        upper[:, self.band] = self.log_selected(flux_true, flux_err).exp()
+        noise = _student_quantile(draws.noise.to(theta) * upper)
+        return self.survey.observe(flux_true, flux_err, draws=noise), flux_err, flux_true
+
+    def log_selected(self, flux_true, flux_err):
+        """ln of the probability that a galaxy passes the selection, shape (n,), from fluxes of shape (n, 26) [µJy]."""
+        zero_point = self.survey.zero_point.to(flux_true)[self.band]
+        need = (self.limit - zero_point * flux_true[:, self.band]) / flux_err[:, self.band]
+        root = (2 + need**2).sqrt()
+        tail = 1 / (root * (root + need.abs()))  # survival of |need|, free of cancellation
+        return torch.where(need > 0, tail, 1 - tail).log()
+
+
+def _student_quantile(upper_tail):
+    """Value that Student's t (nu = 2) exceeds with the given probability."""
+    p = upper_tail.clamp(1e-7, 1 - 1e-6)
+    return (1 - 2 * p) / (2 * p * (1 - p)).sqrt()
+
+
+def load(profile="fast", weights="trained"):
+    """The calibrated population.
+
+    Parameters
+    ----------
+    profile : str
+        Whose artefact to read; ``"fast"`` is what ``make figures`` makes.
+    weights : {"trained", "published"}
+        What the notebooks trained, or the state shipped with the package.
+
+    Returns
+    -------
+    Population
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    store.Missing
+        If notebook 04 has not been run; the message says how.
+    """
+    return Population.from_state(store.load("population", profile, weights).data)
+
+
+def mock(n, *, generator, selection=SELECTION, profile="fast", weights="trained"):
+    """A mock catalogue of the calibrated population.
+
+    Parameters
+    ----------
+    n : int
+        Number of galaxies in the catalogue.
+    generator : torch.Generator
+        Source of randomness.
+    selection : str
+        Further cut on observed flux, ``survey.select`` syntax; all galaxies pass r < 25 in any case.
+    profile, weights : str
+        As for ``load``.
+
+    Returns
+    -------
+    Table
+        The 16 parameters, ``flux_<band>``, ``flux_err_<band>`` (observed) and ``flux_true_<band>`` [µJy].
+
+    Raises
+    ------
+    ValueError
+        If hardly any galaxy passes the cut.
+    """
+    model = load(profile, weights)
+    forward = ForwardModel(emulator.load(profile, weights), survey.load(profile, weights))
+    kept, count, tried = [], 0, 0
+    while count < n:
+        theta = model.sample(n, generator)
+        with torch.no_grad():
+            flux, flux_err, flux_true = forward(theta, forward.draws(n, generator))
+        rows = torch.cat([theta, flux, flux_err, flux_true], -1)[survey.select(flux, selection)]
+        kept.append(rows)
+        count, tried = count + len(rows), tried + n
+        if tried > 20 * n and count < n / 50:
+            raise ValueError(f"fewer than one galaxy in 1000 of the r < 25 population passes {selection!r}; loosen the cut")
+    columns = parameters.NAMES + [f"{kind}_{band}" for kind in ("flux", "flux_err", "flux_true") for band in filters.SHORT]
+    return Table(torch.cat(kept)[:n].numpy(), names=columns)
