@@ -252,7 +252,7 @@ class Synthesiser(nn.Module):
 
     def _line_flux(self, lines, z, shift):
         """What the lines add to the mean flux density of each band, (n, n_band) [1e-15 Lsun/Hz], exact at the observed wavelength."""
-        order = self.line_wave <= igm.LYMAN_ALPHA * 1.0001
+        order = self.line_wave.argsort()[: int((self.line_wave <= igm.LYMAN_ALPHA * 1.0001).sum())]  # increasing, as igm asks
         through = igm.transmission(self.line_wave[order], z)
         lines = lines.clone()
         # Lyman alpha sits on the edge of the absorption: its red half escapes
