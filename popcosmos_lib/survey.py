@@ -1,0 +1,146 @@
+"""A survey's data model: uncertainties, noise, zero points and selection.
+
+``truth()`` is the COSMOS2020-like survey that observes the built-in mock; ``load()`` is the same survey with the uncertainty model that
+notebook 03 learned from the mock's catalogue, which is what a calibration may use. Fluxes are microjanskys, m = 23.9 - 2.5 log10 F.
+Introduced in notebook 03; Alsing et al. (2024) sect. 3.1-3.4, Thorp et al. (2025) sect. 2.1 and 3.4.
+"""
+
+import operator
+import re
+
+import torch
+
+from popcosmos_lib import filters, store, uncertainty
+from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
+from popcosmos_lib.uncertainty import UncertaintyModel
+
+__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "load", "select", "student_t", "truth"]
+
+_COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
+
+
+def student_t(shape, generator):
+    """Draws from Student's t with two degrees of freedom, the noise law of the papers (A24 sect. 3.1), in closed form.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    generator : torch.Generator
+        Its device is that of the result.
+
+    Returns
+    -------
+    Tensor of shape ``shape``
+        Median |t| is 0.816; the variance is infinite.
+    """
+    u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+    return ((2 * u - 1) / (2 * u * (1 - u)).sqrt()).float()
+
+
+class Survey:
+    """What happens to a galaxy's light between the sky and the catalogue.
+
+    Parameters
+    ----------
+    uncertainty : TwoDepths or UncertaintyModel
+        Distribution of the flux errors given the flux.
+    zero_point : Tensor of shape (26,), optional
+        Catalogue flux over true flux in each band; ones by default.
+    """
+
+    def __init__(self, uncertainty, zero_point=None):
+        self.uncertainty = uncertainty
+        self.zero_point = torch.ones(len(filters.COSMOS26)) if zero_point is None else torch.as_tensor(zero_point)
+
+    def sigma(self, flux_true, generator=None, draws=None):
+        """Flux errors that the catalogue quotes.
+
+        Parameters
+        ----------
+        flux_true : Tensor of shape (n, 26)
+            Noiseless flux [µJy].
+        generator : torch.Generator, optional
+        draws : Tensor of shape (n, uncertainty.width), optional
+            Standard normal draws instead of a generator.
+
+        Returns
+        -------
+        Tensor of shape (n, 26)
+            Error [µJy].
+        """
+        return self.uncertainty.sample(flux_true * self.zero_point.to(flux_true), generator=generator, draws=draws)
+
+    def observe(self, flux_true, sigma, generator=None, draws=None):
+        """Noisy catalogue fluxes: zero point times flux, plus sigma times Student-t noise.
+
+        Parameters
+        ----------
+        flux_true, sigma : Tensor of shape (n, 26)
+            Noiseless flux and its error [µJy].
+        generator : torch.Generator, optional
+        draws : Tensor of shape (n, 26), optional
+            Student-t draws instead of a generator.
+
+        Returns
+        -------
+        Tensor of shape (n, 26)
+            Observed flux [µJy].
+        """
+        draws = student_t(flux_true.shape, generator) if draws is None else draws
+        return flux_true * self.zero_point.to(flux_true) + sigma * draws.to(flux_true)
+
+
+def truth():
+    """The survey of the built-in mock: two depths in u, YJHKs and IRAC, COSMOS2020 FARMER noise levels, unit zero points."""
+    return Survey(uncertainty.TwoDepths())
+
+
+def load(profile="fast", weights="trained"):
+    """The survey as learned from a catalogue.
+
+    Parameters
+    ----------
+    profile : str
+        Whose artefact ``uncertainty`` to read.
+    weights : {"trained", "published"}
+
+    Returns
+    -------
+    Survey
+        With an `UncertaintyModel` in evaluation mode, frozen, on the CPU.
+
+    Raises
+    ------
+    store.Missing
+        If notebook 03 has not been run; the message says how.
+    """
+    artefact = store.load("uncertainty", profile, weights)
+    model = UncertaintyModel(hidden=artefact.data["weights.0"].shape[-1])
+    model.load_state_dict(artefact.data)
+    return Survey(model.eval().requires_grad_(False))
+
+
+def select(flux, cut):
+    """Which galaxies pass a magnitude cut on observed flux.
+
+    Parameters
+    ----------
+    flux : Tensor of shape (n, 26)
+        Observed flux [µJy]; a missing or negative flux fails a bright limit.
+    cut : str
+        Band, comparison and AB magnitude, for example ``"r<25"``, ``"Ch1<26"``, ``"i>=22.5"``.
+
+    Returns
+    -------
+    Tensor of shape (n,), bool
+
+    Raises
+    ------
+    ValueError
+        If the cut cannot be read or names no band of ``filters.SHORT``.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*", cut)
+    if not match or match[1] not in filters.SHORT:
+        raise ValueError(f'cannot read the selection {cut!r}: write it as "r<25", with a band of {", ".join(filters.SHORT)}')
+    limit = filters.flux_from_magnitude(torch.tensor(float(match[3]), dtype=flux.dtype, device=flux.device))
+    return _COMPARE[match[2]](flux[:, filters.SHORT.index(match[1])], limit)

@@ -1,0 +1,144 @@
+"""The survey's data model: asinh magnitudes, noise, selection and the learned uncertainty model."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from popcosmos_lib import filters, survey, uncertainty
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def fluxes(n=4000, seed=2):
+    """Magnitudes 20 to 29 with slowly varying colours, in µJy."""
+    m = 20 + 9 * torch.rand(n, 1, generator=generator(seed)).sqrt() + 0.5 * torch.randn(n, 26, generator=generator(seed + 1))
+    return 10 ** (0.4 * (23.9 - m))
+
+
+def test_band_table_follows_the_order_of_the_filters():
+    assert survey.BANDS["short"] == filters.SHORT and survey.BANDS["filter"] == filters.COSMOS26
+    assert survey.BANDS["column"][0] == "CFHT_u" and survey.BANDS["column"][-1] == "IRAC_CH2"
+    assert torch.isclose(survey.BANDS["softening"][0] / 3.631, torch.tensor(0.00108, dtype=torch.float64), rtol=1e-4)
+
+
+def test_asinh_magnitude_limits_and_inverse():
+    flux = torch.linspace(-1, 50, 2001, dtype=torch.float64)[:, None].expand(-1, 26)
+    m = survey.asinh_magnitude(flux)
+    assert m.isfinite().all() and (m.diff(dim=0) < 0).all(), "defined and falling through zero flux"
+    assert torch.allclose(survey.flux_from_asinh(m), flux, atol=1e-10)
+    bright = flux > 20 * survey.BANDS["softening"]
+    assert ((m + 2.5 * flux.clamp_min(1e-9).log10() - 23.9).abs()[bright] < 3e-3).all(), "logarithmic above 20 softenings"
+    faintest = 23.9 - 2.5 * survey.BANDS["softening"].log10()  # Thorp+25 call it the effective depth: 29.92 in u
+    assert torch.allclose(survey.asinh_magnitude(torch.zeros(26, dtype=torch.float64)), faintest)
+    assert abs(float(faintest[0]) - 29.92) < 0.01
+    assert survey.asinh_magnitude(torch.full((1, 26), torch.nan)).isnan().all()
+
+
+def test_asinh_magnitude_refuses_a_softening_of_zero():
+    with pytest.raises(ValueError, match="softening must be positive"):
+        survey.asinh_magnitude(torch.ones(2), softening=torch.zeros(2))
+
+
+def test_student_t_has_the_quantiles_of_two_degrees_of_freedom():
+    t = survey.student_t((200_000,), generator())
+    for p in (0.6, 0.75, 0.9, 0.99):
+        exact = (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+        assert abs(torch.quantile(t, p) - exact) < 0.03 * max(1, exact), f"quantile {p}"
+
+
+def test_noise_scales_with_sigma_and_follows_the_zero_point():
+    flux, zero_point = torch.full((50_000, 26), 3.0), torch.linspace(0.9, 1.1, 26)
+    sky = survey.Survey(uncertainty.TwoDepths(), zero_point)
+    sigma = torch.linspace(0.1, 1, 26).expand_as(flux)
+    z = (sky.observe(flux, sigma, generator()) - flux * zero_point) / sigma
+    assert ((z.abs().median(0).values - 0.8165).abs() < 0.03).all(), "median |t| of nu = 2"
+    assert (z.median(0).values.abs() < 0.03).all()
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"), [("r<25", [1, 0, 0, 0]), ("r >= 25", [0, 1, 1, 0]), ("r<30", [1, 1, 0, 0]), ("r>20.5", [1, 1, 1, 0])]
+)
+def test_selection_on_observed_flux(cut, expected):
+    flux = torch.ones(4, 26)
+    flux[:, 2] = torch.tensor([10 ** (0.4 * (23.9 - 24.9)), 10 ** (0.4 * (23.9 - 25.1)), -0.1, torch.nan])
+    assert survey.select(flux, cut).tolist() == [bool(x) for x in expected], "missing fails every cut, negative flux is faint"
+
+
+@pytest.mark.parametrize("cut", ["r25", "R<25", "r<", "r=25", ""])
+def test_a_cut_that_cannot_be_read_is_refused(cut):
+    with pytest.raises(ValueError, match="cannot read the selection"):
+        survey.select(torch.ones(1, 26), cut)
+
+
+def test_truth_has_two_depths_shared_within_a_group():
+    faint = torch.full((20_000, 26), 1e-4)
+    log_sigma = survey.truth().sigma(faint, generator()).log()
+    y, j, g = (log_sigma[:, filters.SHORT.index(b)] for b in ("Y", "J", "g"))
+    shallow = y > (y.quantile(0.05) + y.quantile(0.95)) / 2
+    assert 0.35 < shallow.float().mean() < 0.45, "40 % of the near-infrared tiles are shallow"
+    assert j[shallow].mean() - j[~shallow].mean() > 0.85, "J is shallow where Y is"
+    assert (g[shallow].mean() - g[~shallow].mean()).abs() < 0.02, "g does not care"
+    depth = 23.9 - 2.5 * torch.log10(3 * y[~shallow].exp().median())
+    assert abs(depth - 27.81) < 0.05, "3-sigma depth of the deep tiles"
+
+
+@pytest.fixture(scope="module")
+def learned():
+    flux = fluxes()
+    sigma = survey.truth().sigma(flux, generator(5))
+    observed = survey.truth().observe(flux, sigma, generator(6))
+    model, history = uncertainty.train(observed, sigma, steps=250, generator=generator(7))
+    return model, history
+
+
+def test_learned_errors_are_calibrated_for_noiseless_fluxes(learned):
+    flux = fluxes(seed=20)
+    sigma = survey.truth().sigma(flux, generator(21))
+    with torch.no_grad():
+        pit = learned[0].cdf(flux, sigma).sort(0).values
+        drawn = learned[0].sample(flux, generator=generator(22))
+    ks = (pit - torch.linspace(0, 1, len(pit))[:, None]).abs().max(0).values
+    assert ks.max() < 0.08, f"PIT of sigma not flat in {filters.SHORT[int(ks.argmax())]}: KS {ks.max():.3f}"
+    assert ((drawn.log().std(0) / sigma.log().std(0) - 1).abs() < 0.15).all(), "spread of ln sigma"
+    correlation = torch.corrcoef(drawn.log().T)
+    assert correlation[6, 7] > 0.6 > correlation[6, 24], "Y and J share their tiles, Y and Ch1 do not"
+
+
+def test_fixed_draws_give_smooth_errors_with_the_right_gradient(learned):
+    model, flux = copy.deepcopy(learned[0]).double(), fluxes(50).double()
+    draws = torch.randn(50, model.width, generator=generator(3)).double()
+    probe = flux.clone().requires_grad_()
+    model.sample(probe, draws=draws).log().sum().backward()
+    step = 1e-4 * flux
+    with torch.no_grad():
+        change = (model.sample(flux + step, draws=draws).log() - model.sample(flux - step, draws=draws).log()) / (2 * step)
+    near = change.abs() * flux < 1  # elsewhere, between two depths, the gradient is bounded on purpose
+    assert near.float().mean() > 0.9 and torch.allclose(probe.grad[near], change[near], rtol=0.05, atol=1e-2)
+    assert torch.equal(model.sample(flux, draws=draws), model.sample(flux, draws=draws))
+
+
+def test_missing_bands_are_learned_around_and_zero_errors_refused(learned):
+    flux = fluxes(500)
+    sigma = survey.truth().sigma(flux, generator())
+    flux[::2, 0] = torch.nan
+    model, history = uncertainty.train(flux, sigma, steps=5, generator=generator())
+    assert history.isfinite().all() and model.sample(flux, generator=generator()).isfinite().all()
+    sigma[3, 3] = 0
+    with pytest.raises(ValueError, match="1 flux errors are not positive"):
+        uncertainty.train(flux, sigma, steps=5, generator=generator())
+
+
+def test_draws_of_another_shape_are_refused(learned):
+    with pytest.raises(ValueError, match="26 per galaxy"):
+        learned[0].sample(fluxes(10), draws=torch.zeros(10, 3))
+
+
+def test_state_survives_a_round_trip(learned):
+    other = survey.UncertaintyModel(hidden=learned[0].weights[0].shape[-1])
+    other.load_state_dict(learned[0].state_dict())
+    flux = fluxes(20)
+    assert torch.equal(other.sample(flux, generator=generator()), learned[0].sample(flux, generator=generator()))
