@@ -16,8 +16,8 @@ import torch
 from popcosmos_lib import parameters
 
 __all__ = [
-    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "TOLERANCE", "chi_square", "fractional_error", "log_likelihood",
-    "maximum_posterior", "model_flux", "photometry",
+    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "TOLERANCE", "chi_square", "fractional_error", "log_likelihood",
+    "maximum_posterior", "model_flux", "modes", "photometry",
 ]  # fmt: skip
 
 ZERO_POINT = 23.9  # AB magnitude of 1 µJy
@@ -265,13 +265,70 @@ def _climb(phi, flux, flux_err, floor, prior, emulator, steps):
     return phi, value, promise
 
 
+class Modes(NamedTuple):
+    """Local maxima of the posterior of each galaxy.
+
+    Attributes
+    ----------
+    phi : Tensor of shape (n, k, 16)
+        Latent parameters of the maxima; several starts may end in one.
+    log_posterior : Tensor of shape (n, k)
+        ln likelihood + ln prior density in phi [nat].
+    curvature : Tensor of shape (n, k, 16, 16)
+        Minus the second derivatives there, made positive definite.
+    converged : Tensor of shape (n, k), bool
+        Whether a further full step promises less than ``TOLERANCE``.
+    """
+
+    phi: torch.Tensor
+    log_posterior: torch.Tensor
+    curvature: torch.Tensor
+    converged: torch.Tensor
+
+
+@torch.no_grad()
+def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=60, floor=0.0):
+    """Maxima of the posterior, by batched ascent from several redshifts.
+
+    Parameters
+    ----------
+    flux, flux_err : Tensor of shape (n, n_band)
+        Photometry and errors [µJy]; a band where either is not finite is left out.
+    prior : object with ``log_prob(phi)``
+    emulator : object with ``magnitudes(theta)``
+    library : Library
+        Starts are its best galaxies, each rescaled to the observed brightness, at ``n_starts`` different redshifts.
+    n_starts : int
+    steps : int
+        Largest number of steps; each costs 17 emulator evaluations per start.
+    floor : float or Tensor of shape (n_band,)
+        Fractional error of the model flux, emulator error included.
+
+    Returns
+    -------
+    Modes
+    """
+    parts = []
+    for f, e in zip(flux.split(_CUT), flux_err.split(_CUT), strict=True):
+        index, shift = library.nearest(f, e, floor, _SHORTLIST)
+        phi = library.phi[index]
+        phi[..., 0] += shift
+        score = log_likelihood(library.magnitude[index] + shift[..., None], f[:, None], e[:, None], floor) + prior.log_prob(phi)
+        start = _distinct(score, parameters.column(parameters.to_theta(phi), "z"), n_starts)
+        phi = phi.gather(1, start[..., None].expand(-1, -1, 16)).reshape(-1, 16)
+        data = f.repeat_interleave(n_starts, 0), e.repeat_interleave(n_starts, 0), floor, prior, emulator
+        phi, value, promise = _climb(phi, *data, steps)
+        curvature = _expand(phi, photometry(emulator, parameters.to_theta(phi)), *data)[1]
+        parts.append([x.reshape(len(f), n_starts, *x.shape[1:]) for x in (phi, value, curvature, promise < TOLERANCE)])
+    return Modes(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
 @torch.no_grad()
 def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, steps=60, floor=0.0, n_library=50_000):
-    """Most probable parameters, by batched ascent from several redshifts.
+    """Most probable parameters: the best of ``modes`` from a library of prior draws.
 
-    Starts are the best of a library of prior draws, each rescaled to the galaxy's brightness, at ``n_starts`` different
-    redshifts. The papers then descend with Adam; on these narrow curved ridges Adam needs thousands of steps and stops
-    short unnoticed, so Levenberg-Marquardt steps are taken instead, and the gain still to be had is the convergence test.
+    The papers descend with Adam; on these narrow curved ridges Adam needs thousands of steps and stops short unnoticed, so
+    Levenberg-Marquardt steps are taken instead, and the gain still to be had is the convergence test.
 
     Parameters
     ----------
@@ -283,10 +340,8 @@ def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, st
         Model photometry; its ``error`` is added to the floor where it has one.
     generator : torch.Generator
         Draws the library.
-    n_starts : int
-        Redshift modes followed in each galaxy.
-    steps : int
-        Largest number of steps; each costs 17 emulator evaluations per start.
+    n_starts, steps : int
+        As for ``modes``.
     floor : float or Tensor of shape (n_band,)
         Fractional floor of the model flux.
     n_library : int
@@ -298,24 +353,8 @@ def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, st
     """
     floor = fractional_error(floor, emulator).to(flux)
     library = Library.of(prior.library(n_library, generator).to(flux), emulator)
-    parts = [
-        _maximum_of_chunk(f, e, prior, emulator, library, n_starts, steps, floor)
-        for f, e in zip(flux.split(_CUT), flux_err.split(_CUT), strict=True)
-    ]
-    return MaximumPosterior(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _maximum_of_chunk(flux, flux_err, prior, emulator, library, n_starts, steps, floor):
-    n = len(flux)
-    index, shift = library.nearest(flux, flux_err, floor, _SHORTLIST)
-    phi = library.phi[index]
-    phi[..., 0] += shift
-    score = log_likelihood(library.magnitude[index] + shift[..., None], flux[:, None], flux_err[:, None], floor) + prior.log_prob(phi)
-    start = _distinct(score, parameters.column(parameters.to_theta(phi), "z"), n_starts)
-    phi = phi.gather(1, start[..., None].expand(-1, -1, 16)).reshape(-1, 16)
-    owner = torch.arange(n, device=flux.device).repeat_interleave(n_starts)
-    phi, value, promise = _climb(phi, flux[owner], flux_err[owner], floor, prior, emulator, steps)
-    best = value.reshape(n, n_starts).argmax(-1) + n_starts * torch.arange(n, device=flux.device)
-    theta = parameters.to_theta(phi[best])
+    found = modes(flux, flux_err, prior, emulator, library, n_starts=n_starts, steps=steps, floor=floor)
+    row, best = torch.arange(len(flux), device=flux.device), found.log_posterior.argmax(-1)
+    theta = parameters.to_theta(found.phi[row, best])
     chi = chi_square(photometry(emulator, theta), flux, flux_err, floor)
-    return theta, value[best], chi, promise[best] < TOLERANCE
+    return MaximumPosterior(theta, found.log_posterior[row, best], chi, found.converged[row, best])
