@@ -46,7 +46,7 @@ $(OUT)/%.ipynb: notebooks/%.py $(LIBRARY) profiles.yaml $$(addsuffix .ipynb,$$(a
 
 $(NB): %: $(OUT)/%.ipynb
 
-notebooks: $(addsuffix .ipynb,$(addprefix $(OUT)/,$(NB)))
+notebooks: $(addsuffix .ipynb,$(addprefix $(OUT)/,$(NB))) ## only run every notebook that is out of date
 
 figures: notebooks ## run every notebook that is out of date; check and publish figures, copies and tables
 	$(RUN) figures --profile $(PROFILE)

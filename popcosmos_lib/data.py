@@ -20,7 +20,7 @@ from requests.exceptions import RequestException
 
 from popcosmos_lib import provenance, store
 
-__all__ = ["File", "Item", "Unreachable", "fetch", "folder", "main", "manifest", "shared", "state"]
+__all__ = ["File", "Item", "Unreachable", "fetch", "folder", "main", "manifest", "shared", "size", "state"]
 
 _RETRIES = 2  # after a failed transfer or a wrong digest; pooch waits a second longer each time
 
@@ -156,15 +156,21 @@ def fetch(id):
     return [_unpacked(paths[0], folder() / item.unpack)] if item.unpack else paths
 
 
+def size(item):
+    """Size of an item as its sources state it, in words."""
+    stated = sum(file.size or 0 for file in item.files)
+    words = " + ".join(file.about for file in item.files if file.about)
+    return _readable(stated) if stated else words or "size unknown"
+
+
 def main(id=None):
     """The command: list the items, or fetch one and print where it is."""
     if id:
         print("\n".join(str(path) for path in fetch(id)))
         return
     for item in manifest().values():
-        size = sum(_known(file)["size"] or 0 for file in item.files)
-        words = " + ".join(file.about for file in item.files if file.about)
-        print(f"{item.id:27} {state(item):11} {_readable(size) if size else words or 'size unknown':>13}  {item.what}")
+        known = sum(_known(file)["size"] or 0 for file in item.files)
+        print(f"{item.id:27} {state(item):11} {_readable(known) if known else size(item):>13}  {item.what}")
 
 
 def _readable(size):

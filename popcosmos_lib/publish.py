@@ -6,7 +6,7 @@ import os
 import nbformat
 
 from popcosmos_lib import figures as declared_figures
-from popcosmos_lib import notebook, provenance, store
+from popcosmos_lib import notebook, provenance, run, store
 
 __all__ = ["COPY_LIMIT", "copies", "figures", "references"]
 
@@ -24,11 +24,11 @@ def figures(profile):
     """
     folder, entries, records, problems = declared_figures.folder(profile), declared_figures.declared(), {}, []
     for name in notebook.names():
-        path = store.home() / "build" / profile / "records" / f"{name}.json"
-        if not path.exists():
-            problems.append(f"{name} has not been run: `make {name} PROFILE={profile}`")
+        try:
+            records[name] = run.record(name, profile)
+        except store.Missing as missing:
+            problems.append(str(missing))
             continue
-        records[name] = json.loads(path.read_text())
         wanted = _values(name, profile)
         differing = [key for key, value in wanted.items() if records[name]["parameters"].get(key) != value]
         if differing:

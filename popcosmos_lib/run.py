@@ -17,7 +17,7 @@ from IPython.display import display
 
 from popcosmos_lib import figures, notebook, provenance, store
 
-__all__ = ["THREADS", "Run", "start", "threads"]
+__all__ = ["THREADS", "Run", "record", "start", "threads"]
 
 THREADS = {"smoke": 1, "fast": 2, "full": 0}  # per notebook; 0 = every core
 
@@ -45,6 +45,24 @@ def start(name, *, profile, seed):
     Run
     """
     return Run(name, profile, seed)
+
+
+def record(name, profile):
+    """The record of a notebook's last complete run.
+
+    Raises
+    ------
+    store.Missing
+        If it has not run yet.
+    """
+    path = _record_path(name, profile)
+    if not path.exists():
+        raise store.Missing(f"{name} has not been run: `make {name} PROFILE={profile}`")
+    return json.loads(path.read_text())
+
+
+def _record_path(name, profile):
+    return store.home() / "build" / profile / "records" / f"{name}.json"
 
 
 class Run:
@@ -81,7 +99,7 @@ class Run:
     def read(self, name, weights="trained"):
         """``store.load`` with this profile; recorded as an input."""
         found = store.load(name, self.profile, weights)
-        self._inputs[name] = found.sha256
+        self._inputs[name if weights == "trained" else f"{name} (published)"] = found.sha256
         return found
 
     def file(self, path):
@@ -112,7 +130,7 @@ class Run:
 
     def finish(self):
         """Write the record and print what was made."""
-        record = {
+        content = {
             "notebook": self.name,
             "profile": self.profile,
             "seed": self.seed,
@@ -126,7 +144,6 @@ class Run:
             "outputs": self._outputs,
             "figures": self._figures,
         }
-        path = store.home() / "build" / self.profile / "records" / f"{self.name}.json"
-        store.write_text(path, json.dumps(record, indent=1) + "\n")
+        store.write_text(_record_path(self.name, self.profile), json.dumps(content, indent=1) + "\n")
         print("artefacts:", ", ".join(self._outputs) or "none")
         print("figures:", ", ".join(self._figures) or "none")

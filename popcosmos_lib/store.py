@@ -26,6 +26,7 @@ from popcosmos_lib import provenance
 __all__ = ["Artefact", "Damaged", "Missing", "home", "load", "load_or_compute", "replacing", "write_text"]
 
 _EXTENSION = {"safetensors": ".safetensors", "npz": ".npz", "parquet": ".parquet"}
+_ABSENT = object()
 
 
 class Missing(FileNotFoundError):
@@ -201,15 +202,15 @@ def _plain(value, what):
 def _differences(old, new, prefix=""):
     """One sentence for each field in which two keys differ."""
     for field in sorted(old.keys() | new.keys()):
-        was, now = old.get(field), new.get(field)
+        was, now = old.get(field, _ABSENT), new.get(field, _ABSENT)
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now, f"{prefix}{field}.")
-        elif was != now or (field in old) != (field in new):
+        elif was != now:
             yield f"{prefix}{field} was {_short(was)}, is {_short(now)}"
 
 
 def _short(value):
-    text = json.dumps(value)
+    text = "absent" if value is _ABSENT else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

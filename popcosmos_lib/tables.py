@@ -7,9 +7,7 @@ test can say whether the committed text is the generated one.
 import json
 import re
 
-import yaml
-
-from popcosmos_lib import figures, notebook, store
+from popcosmos_lib import data, figures, notebook, store
 
 __all__ = ["PAGES", "TABLES", "update", "updated"]
 
@@ -89,13 +87,11 @@ def _parameters():
 
 
 def _data():
-    items = yaml.safe_load((store.home() / "data_manifest.yaml").read_text())
-    rows = [(f"`{item['id']}`", item["what"], _size(item["size"]), item["licence"], item["citation"]) for item in items]
-    return _table(["id", "what", "size", "licence", "cite"], rows)
-
-
-def _size(count):
-    return "unknown" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    rows = [
+        (f"[`{item.id}`]({item.page})", item.what, data.size(item), item.licence, item.citation, item.needed_by)
+        for item in data.manifest().values()
+    ]
+    return _table(["id", "what", "size", "licence", "cite", "needed by"], rows)
 
 
 TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
