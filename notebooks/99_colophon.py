@@ -42,11 +42,8 @@ this.report(**provenance.versions(), **provenance.device())
 # *Time* is what the notebook takes from nothing: its own run and what the artefacts it found on disk had cost when they were made.
 
 # %%
-cost = Table(
-    rows=[(name, round(r["wall_s"] + r["stored_s"]), round(r["cpu_s"]), r["peak_mb"], r["threads"], r["device"]["cpu"]) for name, r in records.items()],
-    names=["notebook", "time", "cpu", "memory", "threads", "processor"],
-)
-cost["time"].unit, cost["cpu"].unit, cost["memory"].unit = "s", "s", "MB"
+rows = [(name, round(r["wall_s"] + r["stored_s"]), r["peak_mb"], r["threads"], r["device"]["cpu"]) for name, r in records.items()]
+cost = Table(rows=rows, names=["notebook", "time", "memory", "threads", "processor"], units={"time": "s", "memory": "MB"})
 cost.pprint(max_lines=-1, max_width=-1)
 
 # %% [markdown]

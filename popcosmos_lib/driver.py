@@ -27,7 +27,7 @@ class Failed(RuntimeError):
 class _ThisPython(AsyncKernelManager):
     """Kernels of the running interpreter, whatever kernels the machine has registered under the name python3."""
 
-    kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--log-level=ERROR"]))
+    kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--log-level=CRITICAL"]))
 
 
 def execute(name, profile="fast", given=None):

@@ -58,7 +58,8 @@ def _figures():
 
 
 def _paper(entry):
-    return f"{entry['paper']} fig. {entry['number']}" if entry.get("number") else entry.get("paper") or "none"
+    number = str(entry.get("number") or "")
+    return f"{entry['paper']} fig{'' if number.isalnum() else 's'}. {number}" if number else entry["paper"]
 
 
 def _runtimes():

@@ -32,17 +32,16 @@ def code(name):
 
 
 def calls(name):
-    """Calls as (dotted name, first argument or None)."""
+    """Calls as (dotted name, positional arguments), literals as their value."""
     for node in ast.walk(code(name)):
         if isinstance(node, ast.Call):
-            first = node.args[0] if node.args else None
-            yield ast.unparse(node.func), first.value if isinstance(first, ast.Constant) else first
+            yield ast.unparse(node.func), [item.value if isinstance(item, ast.Constant) else item for item in node.args]
 
 
-def literal_arguments(name, function):
-    """First arguments of a method of ``this``; they are literals, so that a reader and this test can find them."""
-    found = [first for called, first in calls(name) if called == f"this.{function}"]
-    assert all(isinstance(first, str) for first in found), f"{name}: this.{function} takes a literal name"
+def literals(name, function, position):
+    """Arguments of a method of ``this`` that are names; literals, so that a reader and this test can find them."""
+    found = [arguments[position] for called, arguments in calls(name) if called == f"this.{function}"]
+    assert all(isinstance(item, str) for item in found), f"{name}: this.{function} takes a literal name"
     return found
 
 
@@ -100,8 +99,8 @@ def test_profiles_change_numbers_not_the_story(name):
 def test_a_notebook_opens_runs_and_finishes(name):
     document = notebook.read(notebook.path(name))
     assert document.cells[0].cell_type == "markdown" and document.cells[0].source.startswith("# "), "the title comes first"
-    starts = [first for called, first in calls(name) if called == "run.start"]
-    assert starts == [name], f'open with run.start("{name}", ...)'
+    starts = [arguments for called, arguments in calls(name) if called == "run.start"]
+    assert starts == [[name]], f'open with run.start("{name}", ...)'
     assert cells(name)[-1].source.strip().startswith("this.finish()"), "close with this.finish()"
 
 
@@ -127,7 +126,7 @@ def test_a_stage_asserts_its_physics_and_tells_its_differences(name):
 @every_notebook
 def test_figures_are_declared_and_drawn(name):
     declared = {id for id, entry in figures.declared().items() if entry["notebook"] == name}
-    drawn = literal_arguments(name, "savefig")
+    drawn = literals(name, "savefig", 1)
     assert set(drawn) == declared, "figures/figures.yaml and the this.savefig calls must agree"
     assert len(drawn) == len(set(drawn))
 
@@ -151,7 +150,7 @@ def deps():
 
 @every_notebook
 def test_the_makefile_knows_what_a_notebook_reads(name):
-    makers = {artefact: maker for maker in notebook.names() for artefact in literal_arguments(maker, "artefact")}
+    makers = {artefact: maker for maker in notebook.names() for artefact in literals(maker, "artefact", 0)}
     read = set().union(*(LOADERS.get(called, set()) for called, _ in calls(name)))
     for statement in code(name).body:  # the names that this.read gets, also through the loop or comprehension around it
         if "this.read(" in ast.unparse(statement):
@@ -163,5 +162,5 @@ def test_the_makefile_knows_what_a_notebook_reads(name):
 
 
 def test_an_artefact_has_one_maker():
-    made = [artefact for name in notebook.names() for artefact in literal_arguments(name, "artefact")]
+    made = [artefact for name in notebook.names() for artefact in literals(name, "artefact", 0)]
     assert len(made) == len(set(made))
