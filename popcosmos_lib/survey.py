@@ -9,12 +9,14 @@ import operator
 import re
 
 import torch
+from astropy.table import Table
+from tqdm import tqdm
 
-from popcosmos_lib import filters, store, uncertainty
+from popcosmos_lib import filters, parameters, store, uncertainty, universe
 from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
 from popcosmos_lib.uncertainty import UncertaintyModel
 
-__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "load", "select", "student_t", "truth"]
+__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "load", "mock", "select", "student_t", "truth"]
 
 _COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
 
@@ -144,3 +146,44 @@ def select(flux, cut):
         raise ValueError(f'cannot read the selection {cut!r}: write it as "r<25", with a band of {", ".join(filters.SHORT)}')
     limit = filters.flux_from_magnitude(torch.tensor(float(match[3]), dtype=flux.dtype, device=flux.device))
     return _COMPARE[match[2]](flux[:, filters.SHORT.index(match[1])], limit)
+
+
+@torch.no_grad()
+def mock(n_draws, synthesiser, generator, batch=10_000):
+    """The built-in catalogue: universe, direct synthesis, true survey, selection r < 25 or Ch1 < 26.
+
+    Parameters
+    ----------
+    n_draws : int
+        Galaxies of `universe.sample` to synthesise; about four in ten pass the selection.
+    synthesiser : sps.Synthesiser
+        Gives the magnitudes in ``filters.COSMOS26``; its device is used for them.
+    generator : torch.Generator
+        On the CPU.
+    batch : int
+        Galaxies drawn at a time, which bounds the memory.
+
+    Returns
+    -------
+    table : Table
+        ``id``; the 16 parameters; ``flux_<short>``, ``flux_err_<short>`` (observed) and ``flux_true_<short>`` (noiseless) [µJy];
+        ``select_r25``, ``select_ch1`` (on observed flux); ``train``, a random half for calibration.
+    meta : dict
+        ``n_draws`` and ``area_deg2``, the sky area that they cover.
+    """
+    sky, kept = truth(), []
+    for n in tqdm([batch] * (n_draws // batch) + [n_draws % batch] * (n_draws % batch > 0), desc="mock", disable=None):
+        theta = universe.sample(n, generator)
+        flux_true = filters.flux_from_magnitude(synthesiser.magnitudes(theta).cpu())
+        sigma = sky.sigma(flux_true, generator)
+        flux = sky.observe(flux_true, sigma, generator)
+        cuts = torch.stack([select(flux, "r<25"), select(flux, "Ch1<26")], -1)
+        rows = torch.cat([theta, flux, sigma, flux_true, cuts.float()], -1)
+        kept.append(rows[cuts.any(-1)])
+    rows = torch.cat(kept)
+    names = [*parameters.NAMES, *(f"{kind}_{band}" for kind in ("flux", "flux_err", "flux_true") for band in filters.SHORT)]
+    table = Table({"id": torch.arange(len(rows)).numpy(), **dict(zip(names, rows.T.contiguous().numpy(), strict=False))})
+    for i, name in enumerate(("select_r25", "select_ch1")):
+        table[name] = rows[:, i - 2].numpy() > 0
+    table["train"] = (torch.rand(len(rows), generator=generator) < 0.5).numpy()
+    return table, {"n_draws": n_draws, "area_deg2": n_draws / universe.number_density()}

@@ -13,7 +13,7 @@ import math
 
 import torch
 from torch import nn
-from tqdm.auto import trange
+from tqdm import trange
 
 from popcosmos_lib.bands import BANDS, asinh_magnitude
 

@@ -38,8 +38,7 @@ def test_mass_function_falls_beyond_z_3_as_jwst_sees():
 
 
 def test_drawn_masses_follow_the_mass_function(theta):
-    age = cosmology.age(theta[:, -1])
-    log_mass = theta[:, 0] + universe.surviving_fraction(0.4 * age).log10()
+    log_mass = universe.surviving_mass(theta)
     z_low, z_high, edges = 0.9, 1.1, torch.arange(8.6, 11.3, 0.3)
     chosen = (theta[:, -1] > z_low) & (theta[:, -1] < z_high)
     counts = torch.histogram(log_mass[chosen], edges).hist
@@ -53,7 +52,7 @@ def test_drawn_masses_follow_the_mass_function(theta):
 
 
 def test_recent_star_formation_matches_the_drawn_sequence(theta):
-    z, log_mass = theta[:, -1], theta[:, 0] + universe.surviving_fraction(0.4 * cosmology.age(theta[:, -1])).log10()
+    z, log_mass = theta[:, -1], universe.surviving_mass(theta)
     offset = parameters.log_sfr(theta) - universe.star_forming_sequence(log_mass, z)
     forming = parameters.log_ssfr(theta) > -10.7
     ordinary = forming & (z > 0.5) & (z < 4)
@@ -61,7 +60,7 @@ def test_recent_star_formation_matches_the_drawn_sequence(theta):
 
 
 def test_quiescent_fraction_is_recovered(theta):
-    z, log_mass = theta[:, -1], theta[:, 0] + universe.surviving_fraction(0.4 * cosmology.age(theta[:, -1])).log10()
+    z, log_mass = theta[:, -1], universe.surviving_mass(theta)
     quiescent = parameters.log_ssfr(theta) < -10.95
     for low, high in ((9, 10), (10, 10.6), (10.6, 11.4)):
         chosen = (log_mass > low) & (log_mass < high) & (z > 0.5) & (z < 1.5)
@@ -94,7 +93,7 @@ def test_gas_relations_have_their_published_limits():
 
 def test_agn_are_bimodal_about_three_per_cent(theta):
     ln_f = theta[:, parameters.INDEX["lnfAGN"]]
-    z, log_mass = theta[:, -1], theta[:, 0] + universe.surviving_fraction(0.4 * cosmology.age(theta[:, -1])).log10()
+    z, log_mass = theta[:, -1], universe.surviving_mass(theta)
     bright = (ln_f > np.log(0.03)).float().mean()
     assert abs(bright - universe.agn_fraction(log_mass, z).mean()) < 0.05
     dip = ((ln_f > -4.5) & (ln_f < -3.8)).float().mean()

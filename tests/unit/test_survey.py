@@ -116,8 +116,9 @@ def test_fixed_draws_give_smooth_errors_with_the_right_gradient(learned):
     step = 1e-4 * flux
     with torch.no_grad():
         change = (model.sample(flux + step, draws=draws).log() - model.sample(flux - step, draws=draws).log()) / (2 * step)
-    near = change.abs() * flux < 1  # elsewhere, between two depths, the gradient is bounded on purpose
-    assert near.float().mean() > 0.9 and torch.allclose(probe.grad[near], change[near], rtol=0.05, atol=1e-2)
+    agree = torch.isclose(probe.grad, change, rtol=0.05, atol=1e-2)
+    assert agree.float().mean() > 0.97, "implicit gradient; between two depths it is bounded on purpose"
+    assert (probe.grad * flux).abs().max() < 30
     assert torch.equal(model.sample(flux, draws=draws), model.sample(flux, draws=draws))
 
 
