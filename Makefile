@@ -56,8 +56,7 @@ ifeq ($(PROFILE),fast)
 endif
 
 test: lint ## lint, unit, physics and notebook tests, and the smoke run of every notebook against its reference
-	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider \
-	  tests/unit tests/physics tests/notebooks tests/notebooks/reference
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider tests/unit tests/physics tests/notebooks
 
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=
 

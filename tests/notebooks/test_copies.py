@@ -1,6 +1,7 @@
 """Reading copies, references and README tables are what the generators give; and nbval does fail on a changed number."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,15 @@ def test_published_notebooks_equal_their_source(name, profile):
 @pytest.mark.parametrize("profile", KINDS)
 def test_nothing_else_is_published(profile):
     assert sorted(path.stem for path in KINDS[profile].glob("*.ipynb")) == notebook.names()
+
+
+def test_the_test_command_replays_every_reference():
+    """What `make test` collects has each reference's code cells: pytest drops overlapping folders without a word."""
+    line = re.search(r"-m (pytest .*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    result = subprocess.run([sys.executable, "-m", *line.split(), "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
+    for name in notebook.names():
+        cells = [cell for cell in notebook.read(notebook.path(name)).cells if cell.cell_type == "code"]
+        assert result.stdout.count(f"{name}.ipynb::") >= len(cells), f"{name}: not replayed by `make test`"
 
 
 def test_checked_cells_print_something():
