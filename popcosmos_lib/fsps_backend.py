@@ -18,7 +18,7 @@ import torch
 
 from popcosmos_lib import cosmology, filters, parameters
 
-__all__ = ["Reference", "load"]
+__all__ = ["Reference", "available", "load"]
 
 _LSUN = 3.839e33  # erg / s, as FSPS takes it
 _TEN_PARSEC = 10 * 3.0856775814913673e18  # cm
@@ -30,6 +30,11 @@ _SETTINGS = {
     "add_neb_emission": True, "add_neb_continuum": True, "nebemlineinspec": True, "add_igm_absorption": True,
 }  # fmt: skip
 _population = None  # of this process, once _start has run
+
+
+def available():
+    """Whether ``SPS_HOME`` names a folder of FSPS data."""
+    return os.path.isfile(os.path.join(os.environ.get("SPS_HOME", ""), "data", "emlines_info.dat"))
 
 
 def load(bands=filters.COSMOS26, processes=1):
@@ -51,8 +56,8 @@ def load(bands=filters.COSMOS26, processes=1):
     FileNotFoundError
         If ``SPS_HOME`` does not name an FSPS data folder.
     """
-    home = os.environ.get("SPS_HOME", "")
-    if not os.path.isfile(os.path.join(home, "data", "emlines_info.dat")):
+    if not available():
+        home = os.environ.get("SPS_HOME")
         found = f"SPS_HOME={home} holds no FSPS data" if home else "SPS_HOME is not set"
         raise FileNotFoundError(f"{found}: `make data ID=fsps_home` fetches them; then set SPS_HOME to the unpacked folder")
     return Reference(filters.load(bands), processes)
