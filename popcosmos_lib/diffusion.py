@@ -261,7 +261,7 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
     x : Tensor of shape (n, dim)
         Points, standardised.
     generator : torch.Generator
-        Source of batches and noise, on the device of x.
+        Source of batches and noise.
     steps, batch : int
         Adam steps and points a step.
     lr : float
@@ -287,15 +287,14 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
     optimiser = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     average = [p.detach().clone() for p in net.parameters()]
     history = torch.zeros(steps)
-    draw = {"generator": generator, "device": x.device}
+    draw = {"generator": generator, "device": generator.device}
     for step in tqdm(range(steps), desc="score matching", disable=None):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (0.02 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        clean = x[torch.randint(len(x), (batch,), **draw)]
+        clean = x[torch.randint(len(x), (batch,), **draw).to(x.device)]
         # levels are stratified over the batch: less noise in the loss at no cost
-        t = (torch.arange(batch, device=x.device) + torch.rand(batch, **draw)) / batch
-        sigma = sde.sigma(t.to(x))
-        noised = clean + sigma[:, None] * torch.randn(clean.shape, dtype=x.dtype, **draw)
+        sigma = sde.sigma((torch.arange(batch).to(x) + torch.rand(batch, **draw).to(x)) / batch)
+        noised = clean + sigma[:, None] * torch.randn(clean.shape, **draw).to(x)
         weight = (sigma**2 + 1.0) / sigma**2
         loss = (weight[:, None] * (net(noised, sigma) - clean) ** 2).mean()
         optimiser.zero_grad(set_to_none=True)

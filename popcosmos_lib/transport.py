@@ -2,6 +2,7 @@
 
 The features are the 26 asinh magnitudes and the 25 differences between neighbours in band order (Alsing+24 sect. 4,
 which transports the two separately and adds them; here they are one cloud of 51 standardised features).
+Features are cut at 5 standard deviations, so that the few wild values of Student-t noise do not decide the distance.
 Introduced in notebook 04.
 
 References
@@ -13,6 +14,8 @@ Alsing et al. (2024), arXiv:2402.00935 sect. 4 (Sinkhorn divergence); Bonneel et
 import torch
 
 __all__ = ["Features", "sinkhorn", "sliced_wasserstein"]
+
+_CUT = 5.0  # standard deviations
 
 
 class Features:
@@ -41,7 +44,7 @@ class Features:
 
     def __call__(self, magnitude):
         """Features, shape (n, 2 bands - 1), of asinh magnitudes of shape (n, bands)."""
-        return (self._raw(magnitude) - self.mean.to(magnitude)) / self.scale.to(magnitude)
+        return ((self._raw(magnitude) - self.mean.to(magnitude)) / self.scale.to(magnitude)).clamp(-_CUT, _CUT)
 
 
 def sliced_wasserstein(x, y, *, generator=None, projections=256):
@@ -70,8 +73,8 @@ def sliced_wasserstein(x, y, *, generator=None, projections=256):
     """
     if x.shape[-1] != y.shape[-1] or not len(x) or not len(y):
         raise ValueError(f"two non-empty clouds with the same features are needed; got {tuple(x.shape)} and {tuple(y.shape)}")
-    generator = generator or torch.Generator(device=x.device).manual_seed(0)
-    direction = torch.randn(x.shape[-1], projections, dtype=x.dtype, device=x.device, generator=generator)
+    generator = generator or torch.Generator().manual_seed(0)
+    direction = torch.randn(x.shape[-1], projections, generator=generator, device=generator.device).to(x)
     direction = direction / direction.norm(dim=0)
     a, b = _at_quantiles(x @ direction, min(len(x), len(y))), _at_quantiles(y.to(x) @ direction, min(len(x), len(y)))
     return ((a - b) ** 2).mean().sqrt()
