@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
@@ -58,7 +59,7 @@ def _contours(axis, x, y, levels, bins, span, **style):
     """Lines that enclose the given fractions of the points (x, y)."""
     counts, xs, ys = np.histogram2d(x, y, bins, span)
     kernel = np.array([1.0, 2.0, 1.0]) / 4
-    for _ in range(2):
+    for _ in range(3):
         counts = np.apply_along_axis(np.convolve, 0, np.apply_along_axis(np.convolve, 1, counts, kernel, "same"), kernel, "same")
     ordered = np.sort(counts.ravel())[::-1]
     enclosed = np.cumsum(ordered) / len(x)  # of all points, those outside the frame included
@@ -84,8 +85,8 @@ def colour_colour(panels, levels=(0.68, 0.95)):
     fig, axes = plt.subplots(2, 3, figsize=(figures.DOUBLE, 4.4))
     for axis, (label_x, label_y, truth, model) in zip(axes.flat, panels, strict=True):
         span = np.percentile(truth, [0.5, 99.5], axis=0).T + np.array([-0.15, 0.15])
-        _contours(axis, *truth.T, levels, 44, span, colors="0.35", linewidths=1.6, linestyles=["-", "-"])
-        _contours(axis, *model.T, levels, 44, span, colors=_MODEL, linewidths=1.0)
+        _contours(axis, *truth.T, levels, 36, span, colors="0.35", linewidths=1.6, linestyles=["-", "-"])
+        _contours(axis, *model.T, levels, 36, span, colors=_MODEL, linewidths=1.0)
         axis.set(xlabel=label_x, ylabel=label_y, xlim=span[0], ylim=span[1])
     lines = [Line2D([], [], color="0.35", lw=1.6), Line2D([], [], color=_MODEL, lw=1.0)]
     named = " and ".join(f"{level:.0%}" for level in levels)
@@ -137,6 +138,8 @@ def components(variance, vectors, labels, p, pp, qq, band):
     percent.axhline(0, color="k", lw=0.5)
     quantile.axhline(0, color="k", lw=0.5)
     percent.set(xlabel="probability in the mock sky", ylabel="model probability $-$ p", xlim=(0, 1))
+    reach = 1.1 * max(np.abs(percent.get_ylim()).max(), 1.3 * band.max())
+    percent.set_ylim(-1.25 * reach, reach)
     percent.legend(loc="lower right")
     quantile.set(xlabel="probability", ylabel="model quantile $-$ sky quantile [mag]", xlim=(0, 1))
     low, high = quantile.get_ylim()
@@ -197,49 +200,43 @@ def redshifts(middle, surveys, errors):
     return fig
 
 
-def extrapolation(edges, parts, colours):
-    """What a model calibrated at r < 25 says of the Ch1 < 26 sky, inside and beyond its own selection.
+def extrapolation(rows):
+    """What a model calibrated at r < 25 says of a Ch1 < 26 sky, inside and beyond its own selection; counts, so that what is missing shows.
 
     Parameters
     ----------
-    edges : ndarray of shape (k + 1,)
-        Redshift bin edges.
-    parts : dict of str to (z_truth, z_model, colours_truth, colours_model)
-        Title -> redshifts of shape (n,), colours of shape (n, c) [mag]; z counts are scaled so that the first part has as many
-        galaxies in the model as in the sky.
-    colours : list of str
-        Names of the c colours.
+    rows : dict of str to dict of str to (edges, truth, model, copies)
+        Title -> axis label -> bin edges, sky values of shape (n,), and for the model and for dimmer copies of its faintest galaxies a
+        pair (values, weights) of shape (m,), weights in sky galaxies; ``copies`` may be None.
 
     Returns
     -------
     Figure
         Double width.
     """
-    fig, axes = plt.subplots(2, 1 + len(colours), figsize=(figures.DOUBLE, 3.7))
-    first = next(iter(parts.values()))
-    scale = len(first[0]) / len(first[1])
-    for row, (title, (z_truth, z_model, c_truth, c_model)) in zip(axes, parts.items(), strict=True):
-        row[0].hist(z_truth, edges, color=_TRUTH)
-        row[0].hist(z_model, edges, weights=np.full(len(z_model), scale), histtype="step", color=_MODEL)
-        row[0].set(title=title, xlabel="redshift", ylabel="galaxies per bin", xlim=(0, edges[-1]))
-        for axis, name, truth, model in zip(row[1:], colours, c_truth.T, c_model.T, strict=True):
-            _histograms(axis, np.linspace(*np.percentile(truth, [0.5, 99.5]), 30), truth, model)
-            axis.set(xlabel=f"{name} [mag]", yticks=[])
+    fig, axes = plt.subplots(len(rows), max(map(len, rows.values())), figsize=(figures.DOUBLE, 1.75 * len(rows) + 0.2))
+    for row, (title, panels) in zip(axes, rows.items(), strict=True):
+        for axis, (label, (edges, truth, model, copies)) in zip(row, panels.items(), strict=True):
+            axis.hist(truth, edges, color=_TRUTH)
+            for (values, weights), style in ((copies or ([], []), {"color": _START, "ls": ":"}), (model, {"color": _MODEL})):
+                axis.hist(values, edges, weights=weights, histtype="step", lw=1.0, **style)
+            axis.set(xlabel=label if label == "redshift" else f"{label} [mag]", xlim=(edges[0], edges[-1]))
             axis.xaxis.set_major_locator(plt.MaxNLocator(4))
-        row[1].set_ylabel("density")
-    _legend(fig, {"truth": "mock sky, Ch1 < 26", "model": "calibrated at r < 25, seen at Ch1 < 26"})
+            axis.yaxis.set_major_locator(plt.MaxNLocator(3))
+        row[0].set(ylabel=f"{title}\ngalaxies per bin")
+    _legend(fig, {"truth": "mock sky, Ch1 < 26", "model": "model calibrated at r < 25", "start": "its faintest galaxies, dimmed"})
     return fig
 
 
-def information(share, total, parameters, bands):
+def information(share, widths, parameters, bands):
     """Which band informs which parameter.
 
     Parameters
     ----------
     share : ndarray of shape (n_parameter, n_band)
         Fraction of a parameter's Fisher information that comes from each band; rows add up to one.
-    total : ndarray of shape (n_parameter,)
-        Width of the parameter's posterior relative to its prior, from the whole Fisher matrix.
+    widths : dict of str to ndarray of shape (n_parameter,)
+        Legend entry -> width of the parameter's posterior in units of the broad prior's.
     parameters, bands : list of str
         Labels.
 
@@ -249,14 +246,16 @@ def information(share, total, parameters, bands):
         Double width.
     """
     fig, (heat, bar) = plt.subplots(1, 2, figsize=(figures.DOUBLE, 3.4), width_ratios=[4, 1], sharey=True)
-    image = heat.imshow(100 * share, cmap="cividis", aspect="auto", vmin=0)
+    image = heat.imshow(100 * share, cmap="cividis", aspect="auto", norm=PowerNorm(0.5, vmin=0))
     heat.set_xticks(range(len(bands)), bands, rotation=90)
     heat.set_yticks(range(len(parameters)), parameters)
     heat.tick_params(which="both", length=0)
     heat.minorticks_off()
     fig.colorbar(image, ax=heat, label="share of the information [%]", pad=0.01)
-    bar.barh(range(len(total)), total, color=figures.COLOURS[0])
-    bar.set(xlabel="posterior width /\nprior width", xlim=(0, 1.05))
+    for i, (label, width) in enumerate(widths.items()):
+        bar.barh(np.arange(len(width)) + 0.4 * (i - 0.5), width, 0.4, color=figures.COLOURS[i], label=label)
+    bar.set(xlabel="posterior width /\nbroad prior width", xscale="log", xlim=(None, 1.3))
+    fig.legend(loc="outside upper right", ncols=2)
     bar.tick_params(axis="y", which="both", length=0)
     return fig
 
@@ -270,8 +269,8 @@ _BOXES = {  # id: (x, y, text, colour)
 }  # fmt: skip
 _ARROWS = [  # from, to, label, place of the label along the arrow
     ("population", "theta", "draw", 0.5), ("theta", "sps", "01", 0.5), ("sps", "emulator", "02", 0.5), ("emulator", "noise", "03", 0.5),
-    ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.45), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.6),
-    ("distance", "population", "gradients through every step  04", 0.33), ("population", "nz", "05, 06, 09-11", 0.5),
+    ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.62), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.5),
+    ("distance", "population", "gradients through every step  04", 0.67), ("population", "nz", "05, 06, 09-11", 0.5),
     ("population", "fit", "prior", 0.55), ("emulator", "fit", "likelihood  07, 08", 0.72),
 ]  # fmt: skip
 
@@ -298,5 +297,8 @@ def pipeline():
         axis.add_patch(FancyArrowPatch(a, b, patchA=frames[start], patchB=frames[end], arrowstyle="-|>", mutation_scale=9, color="0.3"))
         x, y = a + place * (b - a)
         level = abs(b - a)[1] < 0.1
-        axis.text(x + 0.08 * (not level), y + 0.08, label, fontsize=7, color="0.25", ha="center" if level else "left", va="bottom")
+        if level:
+            axis.text(x, y + 0.08, label, fontsize=7, color="0.25", ha="center", va="bottom")
+        else:
+            axis.text(x + 0.12, y + (0.06 if b[0] >= a[0] else -0.12), label, fontsize=7, color="0.25", ha="left", va="center")
     return fig
