@@ -71,15 +71,7 @@ both = (bright & seen.selected).numpy()
 # network never saw enough of its kind.
 
 # %%
-r = filters.SHORT.index("r")
-
-
-def chance(flux_true, error):
-    need = (filters.flux_from_magnitude(torch.tensor(25.0)) - flux_true[:, r]).double() / error[:, r]
-    return (0.5 - 0.5 * need / torch.sqrt(2 + need**2)).numpy()
-
-
-passing = chance(seen.flux_true, seen.flux_err)
+passing = forward.log_selected(seen).exp().numpy()
 reached = bright.numpy() & (passing > min_passing)
 beyond = reached & ~seen.selected.numpy()
 weight = 1 / passing[beyond]
@@ -92,7 +84,8 @@ scale = inside.sum() / (1 / passing[reached & seen.selected.numpy()]).sum()
 # galaxies could recover.
 
 # %%
-near = ~inside & (chance(true, rows(sky, "flux_err")) > min_passing)
+sky_seen = population.Photometry(flux, rows(sky, "flux_err"), true, torch.as_tensor(inside))
+near = ~inside & (forward.log_selected(sky_seen).exp().numpy() > min_passing)
 reachable = near.sum() / (~inside).sum()
 predicted = scale * weight.sum() / (~inside).sum()
 
@@ -103,6 +96,7 @@ predicted = scale * weight.sum() / (~inside).sum()
 # lower by 0.4 dex each), as many as the growth of its own counts from 23 < r < 24 to 24 < r < 25 continued.
 
 # %%
+r = filters.SHORT.index("r")
 r_model = filters.magnitude_from_flux(seen.flux_true[:, r])
 growth = float(((r_model > 24) & (r_model < 25)).sum() / ((r_model > 23) & (r_model < 24)).sum())
 last = (r_model > 24) & (r_model < 25)
