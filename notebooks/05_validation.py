@@ -128,7 +128,7 @@ accuracy = {
 
 # %% tags=["nbval-check-output"]
 this.report(
-    held_out_galaxies=f"about {len(sky):.2g}",
+    held_out_galaxies=f"about {round(len(sky), -2)}",
     sliced_W2_gain_over_broad_prior=f"at least {min_gain}: {gain >= min_gain}",
     largest_KS_of_six_components=f"at most {max_ks}: {max(ks['calibrated']) <= max_ks}",
 )

@@ -147,7 +147,7 @@ worst = max(np.abs(error[0][1:]).max() for error in errors.values())
 
 # %% tags=["nbval-check-output"]
 this.report(
-    sky_galaxies=f"about {nz.meta['r < 25/truth']['n']:.2g}",
+    sky_galaxies=f"about {round(nz.meta['r < 25/truth']['n'], -2)}",
     surveys=", ".join(tomography),
     mean_redshift_error_of_r25=f"within {max_error}: {abs(errors['r < 25'][0][0]) <= max_error}",
     worst_tomographic_bin=f"within {max_bin_error}: {worst <= max_bin_error}",

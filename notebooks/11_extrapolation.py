@@ -129,7 +129,7 @@ dz_near = (np.average(z_model[beyond], weights=weight) - z[near].mean()) / (1 + 
 
 # %% tags=["nbval-check-output"]
 this.report(
-    sky_galaxies=f"about {inside.sum():.2g} inside r < 25, {(~inside).sum():.2g} beyond",
+    sky_galaxies=f"about {round(inside.sum(), -2)} inside r < 25, {round((~inside).sum(), -2)} beyond",
     mean_redshift_inside=f"within {max_error}: {abs(dz) <= max_error}",
     median_colours_inside=f"within {max_colour} mag: {max(map(abs, shift.values())) <= max_colour}",
     most_of_the_sky_beyond_r25=f"out of reach: {reachable < 0.5}",

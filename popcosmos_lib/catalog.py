@@ -315,5 +315,6 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
 
 
 def _say(catalogue):
-    print("\n".join(catalogue.notes))
+    for note in catalogue.notes:
+        print(note)
     return catalogue
