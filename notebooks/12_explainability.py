@@ -24,7 +24,7 @@ n_timed: int = 4000          # galaxies synthesised and emulated for the timing
 n_galaxies: int = 600        # held-out galaxies of the information matrix
 n_cloud: int = 10_000        # galaxies drawn from the models for the distance
 max_sigma: float = 0.03      # robust error of the emulator in its median band [mag]
-min_speed: float = 5.0       # emulator over synthesis, in galaxies per second
+min_speed: float = 3.0       # emulator over synthesis, in galaxies per second
 min_gain: float = 1.2        # sliced W2 before over after calibration
 max_pit: float = 0.05        # Kolmogorov-Smirnov distance of the errors' ranks from uniform, median band
 
