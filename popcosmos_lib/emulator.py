@@ -8,7 +8,6 @@ References
 Alsing et al. (2020), arXiv:1911.11778, sect. 2 (activation) and 3 (photometry); Thorp et al. (2025), arXiv:2506.12122, sect. 3.2.
 """
 
-import copy
 import math
 
 import torch
@@ -24,10 +23,9 @@ FAINT = 30.0  # apparent magnitude beyond which an object counts neither in the 
 _CHUNK = 4096  # rows evaluated at once, so that they stay in the processor's cache
 _BLOCK = 16_384  # rows synthesised at a time
 _KNEE = 0.003  # where the loss turns from quadratic to linear [mag]
-_DECAY = 0.998  # of the running mean of the weights, per step
 _NARROW = 0.05  # least width by which an input is divided: shares of light that are zero in most galaxies stay small
 _ENTRIES = 40  # in the learning curve
-_HELD_OUT = 20_000  # population-like galaxies that measure the error kept with the weights
+_HELD_OUT, _GLANCE = 20_000, 4_000  # population-like galaxies that measure the error kept with the weights, and the learning curve
 
 
 class Speculator(nn.Module):
@@ -268,42 +266,37 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
     synthesiser = synthesiser.to(device)
     emulator = Emulator(synthesiser.bands, tabulate(synthesiser), hidden, generator).to(device)
     generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    pool = _Pool(emulator, synthesiser, min(pool, n_train), generator)
+    emulator.shift.copy_(pool.inputs.mean(0))
+    emulator.scale.copy_(pool.inputs.std(0).clamp_min(_NARROW))
     held_out = universe.sample(_HELD_OUT, generator)
     truth = synthesiser.magnitudes(held_out)
     truth = torch.where(truth < FAINT, truth, torch.nan)
 
-    pool = _Pool(emulator, synthesiser, min(pool, n_train), generator)
-    emulator.shift.copy_(pool.inputs.mean(0))
-    emulator.scale.copy_(pool.inputs.std(0).clamp_min(_NARROW))
     fresh = (n_train - pool.size) // _BLOCK  # blocks still to be synthesised, at a steady pace
-    average = copy.deepcopy(emulator).requires_grad_(False)
     optimiser = torch.optim.Adam(emulator.network.parameters(), rate)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     history, losses = [], []
     for step in tqdm(range(steps), disable=None, desc="emulator"):
         if step * fresh // steps > (step - 1) * fresh // steps:
             pool.renew()
-        size = round(batch[0] * (batch[1] / batch[0]) ** (step / steps))
-        loss = pool.loss(emulator, size)
+        loss = pool.loss(emulator, round(batch[0] * (batch[1] / batch[0]) ** (step / steps)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         cycle.step()
         losses.append(loss.detach())
-        decay = min(_DECAY, step / (step + 10))
-        for mean, value in zip(average.network.parameters(), emulator.network.parameters(), strict=True):
-            mean.lerp_(value.detach(), 1 - decay)
         if (step + 1) % max(1, steps // _ENTRIES) == 0:
-            sigma = robust_sigma(_difference(average, held_out, truth)).median()
+            sigma = _error(emulator, held_out[:_GLANCE], truth[:_GLANCE]).median()
             history.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "sigma": float(sigma)})
             losses.clear()
-    average.error.copy_(robust_sigma(_difference(average, held_out, truth)))
-    return average.eval(), history
+    emulator.error.copy_(_error(emulator, held_out, truth))
+    return emulator.eval().requires_grad_(False), history
 
 
-def _difference(emulator, theta, truth):
-    with torch.no_grad():
-        return emulator.magnitudes(theta) - truth
+@torch.no_grad()
+def _error(emulator, theta, truth):
+    return robust_sigma(emulator.magnitudes(theta) - truth)
 
 
 class _Pool:

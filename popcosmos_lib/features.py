@@ -144,7 +144,10 @@ class Features(nn.Module):
         super().__init__()
         for name, table in tables.items():
             self.register_buffer(name, table)
+        self.register_buffer("centres", torch.tensor(_CENTRES).to(self.effective), persistent=False)
         self.size = 24 + 3 * len(self.effective)
+        self._blue = int((self.line_wave <= igm.LYMAN_ALPHA * 1.0001).sum())  # lines that the intergalactic medium absorbs
+        self._start, self._step = self.response_grid.tolist()
 
     def forward(self, theta):
         """First estimate for unit mass.
@@ -169,7 +172,7 @@ class Features(nn.Module):
         bolometric = (mass * light[..., -1]).sum(-1)
 
         cloud = p["dust2"] * p["dust1_fraction"]
-        wave = torch.cat([self.effective * torch.exp(-shift)[:, None], self.effective.new_tensor(_CENTRES).expand(len(theta), -1)], -1)
+        wave = torch.cat([self.effective * torch.exp(-shift)[:, None], self.centres.expand(len(theta), -1)], -1)
         diffuse = torch.exp(-p["dust2"][:, None] * dust.diffuse(wave, p["dust_index"]))
         young_out, old_out = young * diffuse * torch.exp(-cloud[:, None] * dust.birth_cloud(wave)), old * diffuse
         lines, lines_out = self._lines(p, mass[:, 0], cloud)
@@ -230,11 +233,10 @@ class Features(nn.Module):
 
     def _through_bands(self, lines, z, shift):
         """Flux of the lines in each band, after the intergalactic medium, (n, n_band)."""
-        blue = int((self.line_wave <= igm.LYMAN_ALPHA * 1.0001).sum())
-        if blue:  # the red half of Lyman alpha escapes, as in the synthesiser
-            lines = torch.cat([lines[:, :blue] * 0.5 * (1 + igm.transmission(self.line_wave[:blue], z)), lines[:, blue:]], -1)
-        start, step = self.response_grid
-        position = ((self.line_wave.log() + shift[:, None] - start) / step).clamp(0, len(self.response) - 1.001)
+        if self._blue:  # the red half of Lyman alpha escapes, as in the synthesiser
+            through = 0.5 * (1 + igm.transmission(self.line_wave[: self._blue], z))
+            lines = torch.cat([lines[:, : self._blue] * through, lines[:, self._blue :]], -1)
+        position = ((self.line_wave.log() + shift[:, None] - self._start) / self._step).clamp(0, len(self.response) - 1.001)
         below = position.detach().long()
         part = (position - below)[..., None]
         return torch.einsum("nl,nlb->nb", lines, torch.lerp(self.response[below].to(part), self.response[below + 1].to(part), part))

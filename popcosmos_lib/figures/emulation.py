@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import SymLogNorm
 
 from popcosmos_lib import figures
 
@@ -32,7 +33,7 @@ def accuracy(error, first, history, short):
             name = f"{label}, {percent:g} %"
             left.plot(x, np.nanpercentile(np.abs(values), percent, axis=0), style, marker="o", ms=2, color=colour, label=name)
     left.axhline(0.01, color="0.6", lw=0.8, zorder=0)
-    left.text(len(short) - 0.5, 0.0105, "0.01 mag", ha="right", va="bottom", fontsize=6, color="0.4")
+    left.text(5, 0.0105, "0.01 mag", ha="center", va="bottom", fontsize=6, color="0.4")
     left.set(yscale="log", ylabel="|error| below which lie 68 or 99.9 % [mag]", xlim=(-0.7, len(short) - 0.3))
     left.set_xticks(x, short, rotation=90)
     left.tick_params(axis="x", which="minor", bottom=False, top=False)
@@ -78,7 +79,7 @@ def domain(samples, panels):
 
 
 def sensitivity(matrix, short, labels):
-    """What each parameter does to each band: median derivative times the spread of the parameter in the population.
+    """What each parameter does to each band: mean derivative times the spread of the parameter in the population.
 
     Parameters
     ----------
@@ -93,10 +94,12 @@ def sensitivity(matrix, short, labels):
         Double width.
     """
     fig, axis = plt.subplots(figsize=(figures.DOUBLE, 3.2))
-    image = axis.imshow(matrix, cmap="RdBu_r", vmin=-0.5, vmax=0.5, aspect="auto")
+    image = axis.imshow(matrix, cmap="RdBu_r", norm=SymLogNorm(0.01, vmin=-2, vmax=2), aspect="auto")
     axis.set_xticks(range(len(short)), short, rotation=90)
     axis.set_yticks(range(len(labels)), labels)
     axis.tick_params(which="both", length=0)
     axis.minorticks_off()
-    fig.colorbar(image, label="$\\partial m/\\partial\\theta \\times \\sigma_\\theta$ [mag]; red is fainter", pad=0.01, extend="both")
+    label = "$\\partial m/\\partial\\theta \\times \\sigma_\\theta$ [mag]; red is fainter"
+    bar = fig.colorbar(image, ticks=[-1, -0.1, -0.01, 0, 0.01, 0.1, 1], format="%g", label=label, pad=0.01)
+    bar.minorticks_off()
     return fig
