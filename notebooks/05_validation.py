@@ -147,7 +147,7 @@ this.report(
 # %%
 assert gain >= min_gain, "calibration must bring the model much closer to the sky than a prior without astronomy"
 assert max(ks["calibrated"]) <= max_ks, "a colour component of the model is far from the sky's: see the QQ panel for where"
-assert distance["start"] / distance["calibrated"] > min_start_gain, "calibration must bring the model closer to the sky than the fits it started from"
+assert distance["start"] / distance["calibrated"] > min_start_gain, "calibration must improve on the fits it started from"
 
 # %% tags=["figure"]
 names = [f"{a}−{b}" for a, b in zip(broad_bands, broad_bands[1:], strict=False)]
