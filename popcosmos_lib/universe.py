@@ -81,13 +81,12 @@ def hermite_limit(z, knot, values, slopes):
     Tensor of shape (...)
         log10 mass [Msun].
     """
-    first = z < knot
-    start, width = torch.where(first, 0.0, knot), torch.where(first, knot, 6.0 - knot)
-    left, right = torch.where(first, values[0], values[1]), torch.where(first, values[1], values[2])
-    rise, land = torch.where(first, slopes[0], slopes[1]), torch.where(first, slopes[1], slopes[2])
+    knots, values, slopes = (torch.as_tensor(x, dtype=z.dtype, device=z.device) for x in ((0.0, knot, 6.0), values, slopes))
+    left = (z >= knot).long()
+    start, width = knots[left], knots.diff()[left]
     t = (z - start) / width
-    ends = left * (2 * t**3 - 3 * t**2 + 1) + right * (3 * t**2 - 2 * t**3)
-    return ends + width * (rise * (t**3 - 2 * t**2 + t) + land * (t**3 - t**2))
+    ends = values[left] * (2 * t**3 - 3 * t**2 + 1) + values[left + 1] * (3 * t**2 - 2 * t**3)
+    return ends + width * (slopes[left] * (t**3 - 2 * t**2 + t) + slopes[left + 1] * (t**3 - t**2))
 
 
 def mass_completeness(z):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import cosmology, parameters, universe
+from popcosmos_lib import cosmology, parameters, relations, universe
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,45 @@ def test_surviving_fraction_is_plausible():
     age = torch.tensor([0.1, 1.0, 10.0])
     fraction = universe.surviving_fraction(age)
     assert (fraction.diff() < 0).all() and 0.5 < fraction[-1] < fraction[0] < 0.9
+
+
+def test_a_fitted_limit_returns_the_spline_it_was_made_from():
+    z = np.linspace(0.05, 6, 60)
+    made = universe.mass_completeness(torch.as_tensor(z)).numpy() + 0.3 * np.sin(z)
+    fit = relations.fit_limit(z, made)
+    again = universe.hermite_limit(torch.as_tensor(z), **fit).numpy()
+    assert np.abs(again - made).max() < 0.12, "seven numbers follow a smooth limit"
+    exact = relations.fit_limit(z, universe.mass_completeness(torch.as_tensor(z)).numpy())
+    assert np.allclose([exact["knot"], *exact["values"]], [0.7404, 6.5184, 8.5429, 9.6966], atol=0.02)
+
+
+def test_modal_mass_marks_where_counts_are_lost():
+    generator = torch.Generator().manual_seed(4)
+    z = 5 * torch.rand(200_000, generator=generator)
+    log_mass = 7 - torch.rand(200_000, generator=generator).log() / np.log(10) / 0.6  # counts fall as 10^(-0.6 m) above 7
+    seen = torch.rand(200_000, generator=generator) < torch.sigmoid((log_mass - 8.5 - 0.2 * z) / 0.08)
+    modes = relations.modal_mass(log_mass[seen], z[seen], 8)
+    assert np.abs(modes[:, 1] - 8.5 - 0.2 * modes[:, 0]).max() < 0.25
+    assert (modes[:, 2] > modes[:, 1]).all()
+
+
+def test_mass_function_of_the_universe_is_measured_back(theta):
+    area = len(theta) / universe.number_density()
+    measured = relations.mass_function(universe.surviving_mass(theta), theta[:, -1], (0.8, 1.2), np.arange(9, 11.1, 0.25), area)
+    expected = universe.mass_function(torch.tensor(measured[:, 0]), torch.ones(len(measured), dtype=torch.float64)).numpy()
+    assert (np.abs(measured[:, 1] - expected) < 0.06 + 2.5 / np.log(10) / np.sqrt(measured[:, 2])).all()
+
+
+def test_published_relations_are_read_and_missing_ones_refused():
+    gallazzi = relations.published("stellar_metallicity")
+    mean, sigma = universe.stellar_metallicity(torch.tensor(gallazzi[:, 0]))
+    assert np.abs(mean.numpy() - gallazzi[:, 1]).max() < 0.08, "the tanh fit of the mock runs through Gallazzi+05"
+    with pytest.raises(ValueError, match="no published"):
+        relations.published("quiescent_fraction", 7.0)
+    fraction = relations.published("quiescent_fraction", 1.25)
+    ours = universe.quiescent_fraction(torch.tensor(fraction[:, 0]), torch.full((len(fraction),), 1.25, dtype=torch.float64))
+    assert np.abs(ours.numpy() - fraction[:, 1]).max() < 0.06
+    ridge = relations.published("star_forming_sequence", 1.0)
+    ridge = ridge[ridge[:, 0] > 9.4]
+    ours = universe.star_forming_sequence(torch.tensor(ridge[:, 0]), torch.ones(len(ridge), dtype=torch.float64))
+    assert np.abs(ours.numpy() - ridge[:, 1]).max() < 0.12
