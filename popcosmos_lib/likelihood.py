@@ -16,8 +16,8 @@ import torch
 from popcosmos_lib import parameters
 
 __all__ = [
-    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "TOLERANCE", "chi_square", "fractional_error", "log_likelihood",
-    "maximum_posterior", "model_flux", "modes", "photometry",
+    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "TOLERANCE", "fractional_error", "log_likelihood",
+    "maximum_posterior", "model_flux", "modes", "photometry", "scaled_residual",
 ]  # fmt: skip
 
 ZERO_POINT = 23.9  # AB magnitude of 1 µJy
@@ -58,12 +58,17 @@ def fractional_error(floor, emulator=None):
     return (squared if error is None else squared + (0.4 * math.log(10) * error.to(squared)) ** 2).sqrt()
 
 
-def _scaled_residual(magnitude, flux, flux_err, floor):
-    """Residual over scale, the scale [µJy], and where there is a measurement; harmless finite values where there is none."""
+def _residual(magnitude, flux, flux_err, floor):
+    """Residual over scale (zero where nothing was measured), the scale [µJy], and where there is a measurement."""
     there = torch.isfinite(flux) & torch.isfinite(flux_err)
     model = model_flux(magnitude)
     scale = torch.sqrt(torch.where(there, flux_err, 1.0) ** 2 + (floor * model) ** 2)
-    return (torch.where(there, flux, 0.0) - model) / scale, scale, there
+    return torch.where(there, (torch.where(there, flux, 0.0) - model) / scale, 0.0), scale, there
+
+
+def scaled_residual(magnitude, flux, flux_err, floor=0.0):
+    """(Measured - model) / scale, zero where nothing was measured; arguments as for ``log_likelihood``."""
+    return _residual(magnitude, flux, flux_err, floor)[0]
 
 
 def log_likelihood(magnitude, flux, flux_err, floor=0.0):
@@ -87,15 +92,9 @@ def log_likelihood(magnitude, flux, flux_err, floor=0.0):
     ----------
     Thorp et al. (2025), arXiv:2506.12122, sect. 3.6.
     """
-    residual, scale, there = _scaled_residual(magnitude, flux, flux_err, floor)
+    residual, scale, there = _residual(magnitude, flux, flux_err, floor)
     terms = -1.5 * torch.log1p(residual**2 / 2) - scale.log() - math.log(2 * math.sqrt(2))
     return torch.where(there, terms, 0.0).sum(-1)
-
-
-def chi_square(magnitude, flux, flux_err, floor=0.0):
-    """Sum of squared scaled residuals over the measured bands; arguments as for ``log_likelihood``."""
-    residual, _, there = _scaled_residual(magnitude, flux, flux_err, floor)
-    return torch.where(there, residual**2, 0.0).sum(-1)
 
 
 def photometry(emulator, theta):
@@ -229,7 +228,7 @@ def _expand(phi, magnitude, flux, flux_err, floor, prior, emulator):
     """
     n, d = phi.shape
     near = phi[:, None] + _DIFFERENCE * torch.eye(d).to(phi)
-    residual, scale, there = _scaled_residual(magnitude, flux, flux_err, floor)
+    residual, scale, there = _residual(magnitude, flux, flux_err, floor)
     model = model_flux(magnitude)
     neighbour = model_flux(photometry(emulator, parameters.to_theta(near.reshape(-1, d)))).reshape(n, d, -1)
     jacobian = (neighbour - model[:, None]) / (_DIFFERENCE * scale[:, None])
@@ -356,5 +355,5 @@ def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, st
     found = modes(flux, flux_err, prior, emulator, library, n_starts=n_starts, steps=steps, floor=floor)
     row, best = torch.arange(len(flux), device=flux.device), found.log_posterior.argmax(-1)
     theta = parameters.to_theta(found.phi[row, best])
-    chi = chi_square(photometry(emulator, theta), flux, flux_err, floor)
+    chi = scaled_residual(photometry(emulator, theta), flux, flux_err, floor).square().sum(-1)
     return MaximumPosterior(theta, found.log_posterior[row, best], chi, found.converged[row, best])

@@ -17,13 +17,15 @@ import torch
 
 from popcosmos_lib import cosmology, parameters
 
-__all__ = ["Broad", "Prospector", "log_mass_function"]
+__all__ = ["Broad", "Mixture", "Prospector", "log_mass_function"]
 
 # Leja+20 continuity model at z = 0.2, 1.6, 3.0: log10 phi1, log10 phi2, log10 M*; the slopes are constant
 _KNOTS = (0.2, 1.6, 3.0)
 _SCHECHTER = ((-2.44, -3.08, -4.14), (-2.89, -3.29, -3.51), (10.79, 10.88, 10.84))
 _SLOPES = (-0.28, -1.48)
 _CELLS = (1200, 480)  # cells in redshift and mass of the sampling table
+_WIDEN, _SPANNING = 2.0, 0.01  # covariance (of all draws = 1) and least weight of the spanning component of ``Mixture``
+_LEAST_VARIANCE = 1e-3  # of its other components, in units of the draws' variance
 _WALL = 0.05  # dex over which the density falls outside the mass bounds: keeps gradients pointing back inside
 
 _RATIOS = slice(parameters.INDEX["log10SFR_ratio1"], parameters.INDEX["log10SFR_ratio6"] + 1)
@@ -191,3 +193,58 @@ class Broad:
         return lower + (upper - lower) * torch.rand(n, 16, generator=generator, device=generator.device)
 
     library = sample  # nothing is rare in it
+
+
+class Mixture:
+    """Gaussian mixture on phi, fitted to draws: a closed-form stand-in for a population whose exact density is expensive.
+
+    A sampler walks under it and the draws it keeps are reweighted by the exact density. One component spans all the draws, so that
+    no galaxy is out of its reach.
+
+    Parameters
+    ----------
+    theta : Tensor of shape (n, 16)
+        Draws of the population.
+    generator : torch.Generator
+        Chooses the first centres.
+    components : int
+        Number of Gaussians, full covariances.
+    iterations : int
+        Of expectation maximisation.
+    """
+
+    def __init__(self, theta, generator, components=48, iterations=20):
+        phi = parameters.to_latent(theta)
+        self.shift, self.scale = phi.mean(0), phi.std(0)
+        x = (phi - self.shift) / self.scale
+        n, d = x.shape
+        chosen = torch.randperm(n, generator=generator)[: components - 1]
+        self.mean = torch.cat([torch.zeros(1, d).to(x), x[chosen]])
+        self.log_weight = torch.full((components,), -math.log(components)).to(x)
+        covariance = 0.5 * torch.eye(d).to(x).expand(components, d, d).clone()
+        whole = _WIDEN * torch.cov(x.T)
+        for _ in range(iterations):
+            covariance[0], self.mean[0] = whole, 0.0
+            self.factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
+            share = torch.cat([torch.softmax(self._terms(rows), -1) for rows in x.split(4096)])
+            total = share.sum(0) + 1e-3
+            self.log_weight = (total / total.sum()).log()
+            self.mean = (share.T @ x) / total[:, None]
+            for k in range(components):
+                offset = x - self.mean[k]
+                covariance[k] = (share[:, k, None] * offset).T @ offset / total[k] + _LEAST_VARIANCE * torch.eye(d).to(x)
+        covariance[0], self.mean[0] = whole, 0.0
+        self.log_weight[0] = torch.maximum(self.log_weight[0], self.log_weight.new_tensor(_SPANNING).log())
+        self.factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
+
+    def _terms(self, x):
+        """ln of weight x density of each component at standardised points, (n, components)."""
+        y = torch.einsum("nd,kde->nke", x, self.factor) - torch.einsum("kd,kde->ke", self.mean, self.factor)
+        log_norm = self.factor.diagonal(dim1=1, dim2=2).log().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+        return self.log_weight + log_norm - 0.5 * (y**2).sum(-1)
+
+    def log_prob(self, phi):
+        """Density with respect to phi, of shape (...) for ``phi`` of shape (..., 16) [nat]."""
+        flat = ((phi - self.shift) / self.scale).reshape(-1, phi.shape[-1])
+        log_p = torch.cat([torch.logsumexp(self._terms(rows), -1) for rows in flat.split(4096)])
+        return log_p.reshape(phi.shape[:-1]) - self.scale.log().sum()
