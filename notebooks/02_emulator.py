@@ -120,14 +120,15 @@ this.savefig(fig, "emulator_accuracy")
 
 # %% [markdown]
 # **Read it.** The cheap estimate is already good where dust is smooth across a band, in the intermediate and narrow bands; broad blue bands
-# need the network most, because attenuation changes inside them. After training the bands are alike. The curve on the right still falls
-# slowly at the end: more steps buy more accuracy.
+# need the network most, because attenuation changes inside them. After training all bands lie far below photometric errors; the narrow
+# bands keep the longest tail, from weak lines that are not computed one by one. The curve on the right flattens because the learning rate
+# ends at zero, not because nothing is left to learn: the `full` profile goes further.
 
 # %% [markdown]
 # ## Leave the population
 #
-# Fits start far from the truth, so the emulator must hold where galaxies are rare. Two broader samples: the library from which fits of the
-# Prospector-like prior start, and the whole box of parameters.
+# Fits start far from the truth, so the emulator must hold where galaxies are rare. Two broader samples: the library from which fits under
+# the Prospector-like prior start, and the whole box of parameters.
 
 # %%
 samples = {"literature universe": (test.numpy(), error.numpy())}
@@ -199,9 +200,9 @@ fig = emulation.sensitivity(matrix.numpy(), [filters.SHORT[i] for i in order], p
 this.savefig(fig, "emulator_sensitivity")
 
 # %% [markdown]
-# **Read it.** This matrix is what 26 bands can know. Dust and the youngest star-formation ratio move every band but the reddest, the older
-# ratios move all bands alike (they mostly trade mass for light), and gas, torus and dust geometry leave marks of a few hundredths of a
-# magnitude: the data will say little about them, and priors much.
+# **Read it.** This matrix is what 26 bands can know. Dust and the star-formation ratios move every band, alike enough in colour to trade
+# with each other and with mass; stellar metallicity turns the whole spectrum redder. The torus shows in Ch1 and Ch2 only. Gas leaves
+# little in the mean: a line brightens one band at one redshift. Where a row is pale the data say little, and the prior much.
 
 # %% [markdown]
 # ## What it costs

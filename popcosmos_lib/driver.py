@@ -93,6 +93,7 @@ def _cap_threads(count):
     """Environment of the kernel: threads, hash seed, and the inline backend rather than the user's."""
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{library}_NUM_THREADS"] = str(count)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not burn the core another process needs: 5 x in training
     os.environ["PYTHONHASHSEED"] = "0"
     os.environ.pop("MPLBACKEND", None)
 

@@ -18,7 +18,7 @@ __all__ = ["Spectrum", "Synthesiser", "load"]
 
 _NODES = 48  # quadrature nodes per band
 _LINE_RESOLUTION = 4000  # of the table through which lines meet the curves; 2 Angstrom in NB711
-_CHUNK = 250  # galaxies at a time: the intermediate spectra then stay in cache
+_CHUNK = {"cpu": 250, "cuda": 16_000}  # galaxies at a time: intermediate spectra stay in a processor's cache, or fill a GPU
 _LIGHT = 2.99792458e18  # [Angstrom / s]
 _AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
 _FAINT = 1e-36  # [1e-15 Lsun/Hz/Msun] keeps the magnitude of a fully absorbed band finite in float32
@@ -139,7 +139,7 @@ class Synthesiser(nn.Module):
         ValueError
             If a parameter other than the mass is not finite or out of bounds.
         """
-        chunks = self._check(theta).split(_CHUNK)
+        chunks = self._check(theta).split(_CHUNK[self.wave.device.type])
         return torch.cat([self._magnitudes(chunk) for chunk in chunks]) if chunks else theta.new_empty(0, len(self.bands))
 
     def spectrum(self, theta):
@@ -164,7 +164,7 @@ class Synthesiser(nn.Module):
     def lines(self, theta):
         """Luminosities of the emission lines after dust, (n, n_line) [Lsun]; vacuum wavelengths in ``line_wave`` [Angstrom]."""
         theta = self._check(theta)
-        lines = torch.cat([self._shine(chunk, self.n_photometry)[1] for chunk in theta.split(_CHUNK)])
+        lines = torch.cat([self._shine(chunk, self.n_photometry)[1] for chunk in theta.split(_CHUNK[theta.device.type])])
         return 10.0 ** parameters.column(theta, "log10M_formed")[:, None] * lines
 
     def surviving_fraction(self, theta):
