@@ -1,0 +1,198 @@
+"""How good is it: photometric redshifts, calibration of posteriors, and distances between two samples.
+
+Introduced in notebooks 05 (samples) and 08 (redshifts).
+
+References
+----------
+Thorp et al. (2025), arXiv:2506.12122, sect. 4.3 (redshift scores) and appendix D (PP, QQ); Schmidt et al. (2020),
+arXiv:2001.03621 (PIT; the outlier rule of RAIL); Lopez-Paz & Oquab (2017), arXiv:1610.06545 (classifier two-sample test).
+"""
+
+import math
+
+import torch
+from scipy import stats
+from torch import nn
+
+from popcosmos_lib.transport import sliced_wasserstein
+
+__all__ = ["binomial_range", "c2st", "coverage", "ks", "ks_limit", "photoz", "pit", "pp_qq", "sliced_wasserstein"]
+
+
+def photoz(z_phot, z_spec):
+    """Scores of point redshifts; dz = (z_phot - z_spec) / (1 + z_spec).
+
+    Parameters
+    ----------
+    z_phot, z_spec : Tensor of shape (n,)
+        Estimated and true redshift; pairs in which one is not finite are left out.
+
+    Returns
+    -------
+    dict of str to float
+        ``n``; ``median`` = median(dz); ``sigma_mad`` = 1.48 median|dz| (Thorp+25: no recentring); ``nmad`` = 1.4826
+        median|dz - median(dz)|; ``outliers`` = share of |dz| > 0.15; ``outliers_rail`` = share of |dz| > max(0.06, 3 sigma_IQR), with
+        sigma_IQR = (q75 - q25) / 1.349 of dz.
+
+    Raises
+    ------
+    ValueError
+        If no pair is finite.
+    """
+    dz = (z_phot - z_spec) / (1 + z_spec)
+    dz = dz[torch.isfinite(dz)].double()
+    if not len(dz):
+        raise ValueError("no galaxy has both redshifts; give finite z_phot and z_spec")
+    median = dz.median()
+    low, high = dz.quantile(torch.tensor([0.25, 0.75]).to(dz))
+    return {
+        "n": len(dz),
+        "median": float(median),
+        "sigma_mad": float(1.48 * dz.abs().median()),
+        "nmad": float(1.4826 * (dz - median).abs().median()),
+        "outliers": float((dz.abs() > 0.15).double().mean()),
+        "outliers_rail": float((dz.abs() > max(0.06, 3 * float(high - low) / 1.349)).double().mean()),
+    }
+
+
+def pit(draws, truth):
+    """Probability integral transform: the share of each posterior below the truth.
+
+    Parameters
+    ----------
+    draws : Tensor of shape (n, k)
+        Posterior draws of one quantity.
+    truth : Tensor of shape (n,)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Uniform on (0, 1) if the posteriors are calibrated; ties count half.
+    """
+    below = (draws < truth[:, None]).double() + 0.5 * (draws == truth[:, None]).double()
+    return below.mean(1)
+
+
+def coverage(draws, truth, level=0.68):
+    """How many truths lie inside the central interval of their posterior.
+
+    Parameters
+    ----------
+    draws : Tensor of shape (n, k, ...)
+        Posterior draws.
+    truth : Tensor of shape (n, ...)
+    level : float
+        Content of the interval.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Number of galaxies.
+    """
+    low, high = draws.quantile(draws.new_tensor([0.5 - level / 2, 0.5 + level / 2]), dim=1)
+    return ((truth > low) & (truth < high)).sum(0)
+
+
+def binomial_range(n, p, confidence=0.99):
+    """Smallest and largest count to expect of ``n`` trials of probability ``p``, at a confidence; two ints."""
+    low, high = stats.binom.interval(confidence, n, p)
+    return int(low), int(high)
+
+
+def ks(x, y=None):
+    """Kolmogorov-Smirnov distance.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n,)
+    y : Tensor of shape (m,), optional
+        Second sample; the uniform distribution on (0, 1) by default.
+
+    Returns
+    -------
+    float
+        Largest difference of the two distribution functions.
+    """
+    x = x.detach().double().cpu().numpy()
+    result = stats.kstest(x, "uniform") if y is None else stats.ks_2samp(x, y.detach().double().cpu().numpy())
+    return float(result.statistic)
+
+
+def ks_limit(n, confidence=0.99):
+    """The distance from uniform that ``n`` uniform draws exceed with probability 1 - ``confidence``."""
+    return float(stats.kstwo.ppf(confidence, n))
+
+
+def pp_qq(x, y, p):
+    """Two samples of one quantity compared at the quantiles of the first.
+
+    Parameters
+    ----------
+    x, y : Tensor of shape (n,) and (m,)
+    p : Tensor of shape (k,)
+        Probabilities.
+
+    Returns
+    -------
+    pp : Tensor of shape (k,)
+        Share of ``y`` below the p-quantile of ``x``, minus p.
+    qq : Tensor of shape (k,)
+        p-quantile of ``y`` minus that of ``x``, in the unit of the quantity.
+    """
+    at = x.quantile(p)
+    return torch.searchsorted(y.sort().values, at) / len(y) - p, y.quantile(p) - at
+
+
+def c2st(x, y, *, generator, steps=400, width=64, folds=3):
+    """Classifier two-sample test: how often a small network tells the two samples apart.
+
+    Parameters
+    ----------
+    x, y : Tensor of shape (n, d) and (m, d)
+        The samples; the larger is cut at random to the size of the smaller.
+    generator : torch.Generator
+        Order, weights and batches.
+    steps : int
+        Adam steps per fold.
+    width : int
+        Units of the two hidden layers.
+    folds : int
+        Each galaxy is classified once, by a network that has not seen it.
+
+    Returns
+    -------
+    float
+        Accuracy: 0.5 for samples of one distribution, 1 for separate ones. Its sampling error is 0.5 / sqrt(2 n).
+    """
+    n = min(len(x), len(y))
+    x, y = (rows[torch.randperm(len(rows), generator=generator)[:n]].float() for rows in (x, y))
+    both = torch.cat([x, y])
+    both = ((both - both.mean(0)) / both.std(0).clamp_min(1e-12)).clamp(-10, 10)
+    label = torch.cat([torch.zeros(n), torch.ones(n)])
+    fold = torch.randint(folds, (2 * n,), generator=generator)
+    right = 0.0
+    for k in range(folds):
+        known, new = fold != k, fold == k
+        net = _classifier(both.shape[1], width, generator)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
+        rows = known.nonzero()[:, 0]
+        for _ in range(steps):
+            batch = rows[torch.randint(len(rows), (512,), generator=generator)]
+            loss = nn.functional.binary_cross_entropy_with_logits(net(both[batch])[:, 0], label[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            right += float(((net(both[new])[:, 0] > 0) == (label[new] > 0.5)).sum())
+    return right / (2 * n)
+
+
+def _classifier(d, width, generator):
+    """Two hidden layers whose weights come from ``generator``, not from the global state."""
+    layers = [nn.Linear(d, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)]
+    with torch.no_grad():
+        for layer in layers[::2]:
+            bound = 1 / math.sqrt(layer.in_features)
+            layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=generator) - 1) * bound)
+            layer.bias.zero_()
+    return nn.Sequential(*layers)

@@ -1,0 +1,68 @@
+"""Scores against cases whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from popcosmos_lib import metrics
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_photoz_scores_follow_their_formulas():
+    z_spec = torch.linspace(0.1, 3.0, 10_000, dtype=torch.float64)
+    dz = 0.01 + 0.02 * normal(10_000)
+    dz[::20] = 0.5  # 5 per cent catastrophic
+    score = metrics.photoz(z_spec + dz * (1 + z_spec), z_spec)
+    assert score["outliers"] == pytest.approx(0.05, abs=1e-9)
+    assert score["median"] == pytest.approx(0.011, abs=1.5e-3)
+    assert score["nmad"] == pytest.approx(0.02 * 1.05, abs=1.5e-3)
+    assert score["sigma_mad"] == pytest.approx(1.48 * float(dz.abs().median()), rel=1e-3), "sigma_MAD of the papers is not recentred"
+    assert score["sigma_mad"] > score["nmad"]
+    assert 0.05 <= score["outliers_rail"] < 0.07
+
+
+def test_photoz_leaves_out_missing_redshifts_and_says_when_none_is_left():
+    z = torch.tensor([1.0, float("nan"), 2.0])
+    assert metrics.photoz(z, torch.tensor([1.0, 1.0, float("nan")]))["n"] == 1
+    with pytest.raises(ValueError, match="no galaxy has both"):
+        metrics.photoz(z[1:2], z[:1])
+
+
+def test_pit_is_uniform_for_calibrated_posteriors_only():
+    truth, centre = normal(2000, seed=1), normal(2000, 1, seed=2)
+    noisy = truth[:, None] + 0.5 * centre
+    mean, sd = noisy / 1.25, math.sqrt(0.2)
+    draws = mean + sd * normal(2000, 200, seed=3)
+    assert metrics.ks(metrics.pit(draws, truth)) < metrics.ks_limit(2000)
+    assert metrics.ks(metrics.pit(mean + 0.5 * sd * normal(2000, 200, seed=3), truth)) > metrics.ks_limit(2000), "too narrow must show"
+    low, high = metrics.binomial_range(2000, 0.68)
+    assert low <= int(metrics.coverage(draws, truth)) <= high
+
+
+def test_binomial_range_and_ks_limit_are_the_textbook_ones():
+    assert metrics.binomial_range(100, 0.5, 0.95) == (40, 60)
+    assert metrics.ks_limit(1000) == pytest.approx(1.628 / math.sqrt(1000), rel=0.02)
+
+
+def test_ks_of_two_samples():
+    assert metrics.ks(normal(4000), normal(4000, seed=1)) < 0.05
+    assert metrics.ks(normal(4000), normal(4000, seed=1) + 1) == pytest.approx(0.383, abs=0.03)  # 2 Phi(1/2) - 1
+
+
+def test_pp_qq_of_a_shift():
+    p = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    pp, qq = metrics.pp_qq(normal(50_000), normal(50_000, seed=1) + 0.3, p)
+    assert torch.allclose(qq, torch.full_like(qq, 0.3), atol=0.03)
+    assert float(pp[1]) == pytest.approx(-0.118, abs=0.01)
+
+
+def test_classifier_finds_a_difference_that_no_marginal_shows():
+    g = torch.Generator().manual_seed(5)
+    x, y = normal(1500, 2), normal(1500, 2, seed=9)
+    rotated = torch.stack([y[:, 0], 0.9 * y[:, 0] + math.sqrt(1 - 0.81) * y[:, 1]], -1)
+    assert metrics.c2st(x, y, generator=g) == pytest.approx(0.5, abs=0.05)
+    assert metrics.c2st(x, rotated, generator=g) > 0.65
