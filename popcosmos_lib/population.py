@@ -18,10 +18,16 @@ from torch import nn
 from popcosmos_lib import diffusion, emulator, filters, likelihood, parameters, store, survey
 from popcosmos_lib.calibration import calibrate
 
-__all__ = ["Draws", "ForwardModel", "Photometry", "Population", "calibrate", "load", "mock"]
+__all__ = ["Draws", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "mock"]
 
 SELECTION = "r<25"
 _ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
+
+
+def inside(theta):
+    """Which galaxies lie within ``parameters.BOUNDS``: theta of shape (..., 16) to bool of shape (...)."""
+    lower, upper = parameters.BOUNDS.to(theta).T
+    return ((theta >= lower) & (theta <= upper)).all(-1)
 
 
 class Population(nn.Module):
@@ -124,10 +130,8 @@ class Population(nn.Module):
             bounds. Differentiable in theta. The part of the model beyond the mass bounds (below 1e-3) is not renormalised.
         """
         flat = theta.reshape(-1, theta.shape[-1])
-        lower, upper = parameters.BOUNDS.to(flat).T
-        inside = ((flat >= lower) & (flat <= upper)).all(-1)
         parts = [self._log_prob(rows, steps) for rows in flat.split(_ROWS)]
-        return torch.where(inside, torch.cat(parts), -torch.inf).reshape(theta.shape[:-1])
+        return torch.where(inside(flat), torch.cat(parts), -torch.inf).reshape(theta.shape[:-1])
 
     def _log_prob(self, theta, steps):
         phi = parameters.to_latent(theta)
@@ -150,13 +154,11 @@ class Population(nn.Module):
         theta : Tensor of shape (n, 16)
             Inside ``parameters.BOUNDS``: the few draws whose mass falls outside 7 to 13 dex are replaced by fresh ones.
         """
-        lower, upper = parameters.BOUNDS[0].tolist()
         kept, missing = [], n
         while missing > 0:
             u = torch.randn(min(max(missing, 64), _ROWS), 16, generator=generator, device=generator.device, dtype=self.shift.dtype)
             theta = self.from_base(u.to(self.shift.device))
-            log_mass = parameters.column(theta, "log10M_formed")
-            kept.append(theta[(log_mass >= lower) & (log_mass <= upper)][:missing])
+            kept.append(theta[inside(theta)][:missing])
             missing -= len(kept[-1])
         return torch.cat(kept) if kept else torch.empty(0, 16)
 

@@ -1,0 +1,151 @@
+"""Figures of notebook 04: what calibration gained, and the 16 parameters before and after it."""
+
+import corner as corner_plot
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from popcosmos_lib import figures
+
+__all__ = ["corner", "history", "marginals", "redshifts"]
+
+_TRUTH, _START, _MODEL, _BROAD = "0.75", figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
+
+
+def _key(fig, **options):
+    handles = [Patch(color=_TRUTH), Line2D([], [], color=_START, ls="--"), Line2D([], [], color=_MODEL)]
+    fig.legend(handles, ["truth, held out", "start (MAP fits)", "calibrated"], ncols=3, **options)
+
+
+def history(ladder, floor, steps, distance, selected, mean_z, catalogue_selected=1.0):
+    """Distances of the successive models, and the transport stage step by step.
+
+    Parameters
+    ----------
+    ladder : dict of str to float
+        Sliced W2 of each model against the held-out photometry [standard deviations].
+    floor : float
+        The same between two halves of the mock.
+    steps, distance, selected, mean_z : sequence of float
+        Transport stage: iteration, sliced W2 to the galaxies kept for stopping, fraction of mock galaxies that pass the
+        selection, and their mean redshift.
+    catalogue_selected : float
+        Fraction of the catalogue that would pass the selection on another draw of its noise.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(figures.DOUBLE, 2.3))
+    left.bar(range(len(ladder)), ladder.values(), color=[_BROAD, _START, figures.COLOURS[4], _MODEL][: len(ladder)])
+    left.axhline(floor, color="k", lw=0.8, ls=":")
+    left.annotate("two halves of the mock", (len(ladder) - 0.45, floor), (0, 2), textcoords="offset points", ha="right", fontsize=6)
+    left.set_xticks(range(len(ladder)), ladder, rotation=20)
+    left.tick_params(axis="x", which="both", length=0)
+    left.set(yscale="log", ylabel="sliced $W_2$ to held-out photometry", ylim=(0.6 * min(floor, *ladder.values()), None))
+    middle.plot(steps, distance, "o-", color=_MODEL)
+    middle.axvline(steps[int(np.argmin(distance))], color="0.5", lw=0.6, ls="--")
+    middle.set(xlabel="transport step", ylabel="sliced $W_2$ to galaxies kept back")
+    right.plot(steps, mean_z, "o-", color=_MODEL)
+    right.set(xlabel="transport step", ylabel="mean redshift of the mock")
+    twin = right.twinx()
+    twin.plot(steps, selected, "s--", color=figures.COLOURS[0])
+    twin.set_ylabel("fraction with $r<25$", color=figures.COLOURS[0])
+    right.tick_params(right=False, which="both")
+    return fig
+
+
+def marginals(truth, start, model, labels):
+    """One-dimensional distributions of all parameters.
+
+    Parameters
+    ----------
+    truth, start, model : ndarray of shape (n, 16)
+        SPS parameters of the held-out galaxies, of the start and of the calibrated model.
+    labels : list of str
+        Axis labels.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(4, 4, figsize=(figures.DOUBLE, 5.4))
+    for i, (axis, label) in enumerate(zip(axes.flat, labels, strict=True)):
+        edges = np.linspace(*np.percentile(truth[:, i], [0.3, 99.7]) + np.array([-0.2, 0.2]) * np.std(truth[:, i]), 45)
+        axis.hist(truth[:, i], edges, density=True, color=_TRUTH)
+        axis.hist(start[:, i], edges, density=True, histtype="step", color=_START, ls="--", lw=0.9)
+        axis.hist(model[:, i], edges, density=True, histtype="step", color=_MODEL)
+        axis.set(xlabel=label, yticks=[], xlim=(edges[0], edges[-1]))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density")
+    _key(fig, loc="outside upper center")
+    return fig
+
+
+def corner(truth, model, labels):
+    """Joint distributions of a few parameters, 39 and 86 per cent contours (one and two sigma in two dimensions).
+
+    Parameters
+    ----------
+    truth, model : ndarray of shape (n, k)
+        Parameters of the held-out galaxies and of the calibrated model.
+    labels : list of str
+        Axis labels.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    k = truth.shape[1]
+    # corner places its own axes: constrained layout would move them
+    with plt.rc_context({"figure.constrained_layout.use": False, "xtick.minor.visible": False, "ytick.minor.visible": False}):
+        fig = plt.figure(figsize=(figures.DOUBLE, figures.DOUBLE))
+        span = [tuple(np.percentile(truth[:, i], [0.3, 99.7])) for i in range(k)]
+        common = {
+            "labels": labels, "range": span, "bins": 36, "smooth": 1.0, "levels": (0.393, 0.865), "plot_datapoints": False,
+            "plot_density": False, "max_n_ticks": 4, "labelpad": 0.12, "label_kwargs": {"fontsize": 8}, "fig": fig,
+        }  # fmt: skip
+        corner_plot.corner(
+            truth, color="0.45", fill_contours=True, no_fill_contours=False, hist_kwargs={"density": True, "lw": 1.0}, **common
+        )
+        corner_plot.corner(model, color=_MODEL, hist_kwargs={"density": True, "lw": 1.0}, contour_kwargs={"linewidths": 1.0}, **common)
+        handles = [Line2D([], [], color="0.45", lw=3), Line2D([], [], color=_MODEL)]
+        fig.legend(handles, ["truth, held out", "calibrated"], loc="upper right", bbox_to_anchor=(0.97, 0.97), fontsize=9)
+    return fig
+
+
+def redshifts(truth, broad, start, model):
+    """Redshift distributions, and the differences of their cumulative forms from the truth.
+
+    Parameters
+    ----------
+    truth, broad, start, model : ndarray of shape (n,)
+        Redshifts of selected galaxies.
+
+    Returns
+    -------
+    Figure
+        Single width.
+    """
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(figures.SINGLE, 3.4), sharex=True, height_ratios=[2, 1])
+    edges, grid = np.linspace(0, 4, 61), np.linspace(0, 4, 400)
+    cumulative = lambda z: np.searchsorted(np.sort(z), grid) / len(z)  # noqa: E731
+    top.hist(truth, edges, density=True, color=_TRUTH, label="truth, held out")
+    band = 1.36 / np.sqrt(len(truth))
+    bottom.axhspan(-band, band, color="0.88")
+    for z, colour, style, label in (
+        (broad, _BROAD, ":", "broad prior"), (start, _START, "--", "start (MAP fits)"), (model, _MODEL, "-", "calibrated"),
+    ):  # fmt: skip
+        top.hist(z, edges, density=True, histtype="step", color=colour, ls=style, lw=1.1, label=label)
+        bottom.plot(grid, cumulative(z) - cumulative(truth), color=colour, ls=style, lw=1.1)
+    top.set(ylabel="$n(z)$, $r<25$", xlim=(0, 4))
+    top.legend(loc="upper right")
+    bottom.axhline(0, color="k", lw=0.5)
+    bottom.set(xlabel="redshift", ylabel=r"$\Delta P(<z)$", ylim=(-0.08, 0.08))
+    fig.align_ylabels()
+    return fig
