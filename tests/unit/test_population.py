@@ -1,0 +1,260 @@
+"""The population model: Jacobians, bounds, forward model, posterior draws, transport, and what a kill costs."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from popcosmos_lib import calibration, filters, parameters, population, store, survey, universe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(3)
+
+
+class UnitNormal(nn.Module):
+    """Exact denoiser of a unit normal: the density is then known in closed form in every space."""
+
+    def forward(self, x, sigma):
+        return x / (1 + sigma**2)
+
+    def with_trace(self, x, sigma):
+        return self(x, sigma), (x.shape[-1] / (1 + sigma**2)).expand(len(x))
+
+
+class Colours:
+    """A differentiable stand-in for an emulator: brightness from N, redder with redshift and dust, in 26 bands."""
+
+    def magnitudes(self, theta):
+        slope = torch.linspace(1, -1, len(filters.COSMOS26)).to(theta)
+        z, dust = parameters.column(theta, "z"), parameters.column(theta, "dust2")
+        brightness = parameters.to_latent(theta)[:, 0]
+        return (brightness + 5)[:, None] + (0.4 * z + 0.3 * dust)[:, None] * slope + 0.2 * torch.sin(3 * z[:, None] * slope)
+
+
+@pytest.fixture
+def exact():
+    shift, scale = torch.zeros(16).double(), torch.linspace(0.4, 1.1, 16).double()
+    shift[0] = 18.0
+    return population.Population(UnitNormal(), shift, scale)
+
+
+@pytest.fixture(scope="module")
+def galaxies():
+    theta = universe.sample(6000, torch.Generator().manual_seed(1))
+    return theta[parameters.column(theta, "z") < 3]
+
+
+@pytest.fixture(scope="module")
+def small(galaxies):
+    model = population.Population.fit(galaxies, generator=torch.Generator().manual_seed(2), steps=300, batch=256, width=32)[0]
+    return population.Population.from_state(model.state_dict())
+
+
+def test_log_prob_carries_every_jacobian(exact, rng):
+    """ln p(theta) of a normal in phi, with the Jacobian of theta(phi) taken by autograd."""
+    phi = exact.shift + exact.scale * torch.randn(20, 16, generator=rng, dtype=torch.float64)
+    theta = parameters.to_theta(phi)
+    keep = population.inside(theta)
+    normal = -0.5 * ((phi - exact.shift) / exact.scale) ** 2 - exact.scale.log() - 0.5 * math.log(2 * math.pi)
+    jacobian = torch.stack([torch.autograd.functional.jacobian(parameters.to_theta, row) for row in phi])
+    expected = normal.sum(-1) - torch.linalg.slogdet(jacobian).logabsdet
+    assert keep.any()
+    assert (exact.log_prob(theta) - expected)[keep].abs().max() < 0.01, "nat"
+
+
+def test_log_prob_is_minus_infinity_outside_the_bounds(exact):
+    theta = parameters.to_theta(exact.shift[None].clone())
+    assert exact.log_prob(theta).isfinite().all()
+    theta[:, 0] = 14.0
+    assert (exact.log_prob(theta) == -torch.inf).all()
+
+
+def test_log_prob_has_the_gradient_of_its_values(exact):
+    theta = parameters.to_theta(exact.shift[None] + 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: exact.log_prob(t, steps=4), theta, eps=1e-5, atol=1e-4)
+
+
+def test_round_trip(small, galaxies):
+    u = small.to_base(galaxies[:300])
+    assert (parameters.to_latent(small.from_base(u)) - parameters.to_latent(galaxies[:300])).abs().max() < 1e-3
+    assert abs(float(u.std()) - 1) < 0.2, "base noise of galaxies that the model describes is about unit normal"
+
+
+def test_samples_stay_inside_the_bounds_and_follow_the_seed(small):
+    draws = [small.sample(3000, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert population.inside(draws[0]).all() and draws[0].shape == (3000, 16)
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_state_restores_the_model(small, galaxies):
+    fresh = population.Population.fit(galaxies, generator=torch.Generator().manual_seed(2), steps=2, width=32)[0]
+    assert not torch.equal(fresh.from_base(torch.zeros(2, 16)), small.from_base(torch.zeros(2, 16)))
+    again = population.Population.from_state(small.state_dict())
+    assert torch.equal(again.from_base(torch.zeros(2, 16)), small.from_base(torch.zeros(2, 16)))
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_load_names_the_command_when_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("*.ipynb"))
+    with pytest.raises(store.Missing, match="04_calibration"):
+        population.load()
+
+
+def test_forward_model_is_fixed_by_its_draws_and_differentiable(galaxies, rng):
+    forward = population.ForwardModel(Colours(), survey.truth())
+    theta = galaxies[:50].clone().requires_grad_()
+    draws = forward.draws(50, rng)
+    seen = forward(theta, draws)
+    assert torch.equal(seen.flux, forward(theta, draws).flux)
+    assert torch.equal(seen.selected, survey.select(seen.flux.detach(), "r<25"))
+    gradient = torch.autograd.grad(survey.asinh_magnitude(seen.flux).sum(), theta)[0]
+    assert gradient.isfinite().all() and (gradient[:, [0, 8, 15]] != 0).all()
+
+
+def test_chance_of_selection_matches_the_frequency(rng):
+    forward = population.ForwardModel(Colours(), survey.truth())
+    limit = filters.flux_from_magnitude(torch.tensor(25.0))
+    need = torch.linspace(-6, 6, 7)
+    flux_true = torch.ones(7, 26) * limit
+    flux_err = 0.02 * flux_true
+    flux_true = flux_true - need[:, None] * flux_err
+    nothing = torch.zeros(7, dtype=torch.bool)
+    chance = forward.log_selected(population.Photometry(flux_true, flux_err, flux_true, nothing)).exp()
+    noise = survey.student_t((40_000, 7, 26), rng)
+    passed = torch.stack([survey.select(f, "r<25") for f in (flux_true + flux_err * noise).unbind(1)], -1)
+    assert (chance - passed.float().mean(0)).abs().max() < 0.01
+
+
+class Independent:
+    """A prior that is normal in every latent direction, for a posterior that quadrature can check."""
+
+    def log_prob(self, phi):
+        return -0.5 * ((phi[..., 0] - 18) / 2) ** 2 - 0.5 * (phi[..., 1:] ** 2).sum(-1)
+
+    def sample(self, n, generator):
+        phi = torch.randn(n, 16, generator=generator)
+        phi[:, 0] = 18 + 2 * phi[:, 0]
+        return parameters.to_theta(phi)
+
+
+class Brightness:
+    """All bands measure N and nothing else."""
+
+    def magnitudes(self, theta):
+        return parameters.to_latent(theta)[:, :1] + torch.full((1, len(filters.COSMOS26)), 5.0).to(theta)
+
+
+def test_posterior_draws_match_quadrature(rng):
+    n, true_n = 300, 19.0
+    flux_true = 10 ** (0.4 * (23.9 - true_n - 5)) * torch.ones(n, 26)
+    flux_err = 0.3 * flux_true
+    flux = flux_true + flux_err * torch.randn(n, 26, generator=rng)
+    start = torch.zeros(n, 16)
+    start[:, 0] = true_n
+    prior = Independent()
+    draws, acceptance = calibration.posterior_draws(
+        parameters.to_theta(start), flux, flux_err, emulator=Brightness(), prior=prior, generator=rng, trajectories=60, keep=4
+    )
+    phi = parameters.to_latent(draws)
+    grid = torch.linspace(true_n - 1, true_n + 1, 401)
+    residual = (flux[:, None] - 10 ** (0.4 * (18.9 - grid))[:, None]) / flux_err[:, None]
+    log_p = (-1.5 * torch.log1p(residual**2 / 2)).sum(-1) - 0.5 * ((grid - 18) / 2) ** 2
+    weight = torch.softmax(log_p, -1)
+    mean = (weight * grid).sum(-1)
+    sd = (weight * (grid - mean[:, None]) ** 2).sum(-1).sqrt()
+    pull = (phi[..., 0] - mean[:, None]) / sd[:, None]
+    assert abs(float(pull.mean())) < 0.15 and abs(float(pull.std()) - 1) < 0.15
+    assert abs(float(phi[..., 1:].mean())) < 0.05 and abs(float(phi[..., 1:].std()) - 1) < 0.08, "unconstrained directions keep the prior"
+    assert 0.5 < float(acceptance.mean()) < 0.95
+
+
+@pytest.mark.parametrize("objective", ["sliced", "sinkhorn"])
+def test_transport_moves_the_mock_onto_the_catalogue(objective, galaxies, rng):
+    forward = population.ForwardModel(Colours(), survey.truth(), selection="r<30")
+    with torch.no_grad():
+        sky = forward(galaxies[:1500], forward.draws(1500, rng))
+    shifted = galaxies.clone()
+    shifted[:, 0] = (shifted[:, 0] + 0.3).clamp_max(12.9)  # a start that is too bright
+    model = population.Population.fit(shifted, generator=rng, steps=300, batch=256, width=32)[0]
+    options = {"generator": rng, "objective": objective, "iterations": 25, "batch": 256, "lr": 2e-3, "every": 5}
+    history = calibration.calibrate(model, forward, sky.flux[sky.selected], **options)
+    assert min(history["distance"]) < 0.8 * history["distance"][0]
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_calibrate_names_its_objectives(small):
+    with pytest.raises(ValueError, match="sliced, sinkhorn"):
+        calibration.calibrate(small, None, torch.ones(3, 26), generator=torch.Generator(), objective="energy")
+
+
+def test_closure_scores_are_zero_for_the_truth_and_grow(galaxies, rng):
+    forward = population.ForwardModel(Colours(), survey.truth(), selection="r<30")
+    with torch.no_grad():
+        sky = forward(galaxies, forward.draws(len(galaxies), rng))
+    closure = calibration.Closure(sky.flux, galaxies)
+    same = closure(sky.flux, galaxies)
+    assert same["sliced_w2"] < 1e-6 and same["ks_z"] == 0 and same["mean_z"] == 0 and same["worst_bin"] == 0
+    moved = galaxies.clone()
+    moved[:, 15] += 0.2
+    with torch.no_grad():
+        other = closure(forward(moved, forward.draws(len(moved), rng)).flux, moved)
+    assert other["mean_z"] > 0.05 and other["ks_z"] > 0.05 and other["sliced_w2"] > 0.03
+
+
+def driver(name, home, **options):
+    environment = os.environ | {"POPCOSMOS_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "popcosmos_lib", "run", f"notebooks/{name}.py", "--profile", "smoke"]
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A copy of what a run reads, with the artefacts of notebooks 02 and 03 made there unless the checkout has them."""
+    for folder in ("notebooks", "figures"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.ipynb", "*.png", "*.pdf"))
+    shutil.copy(ROOT / "profiles.yaml", tmp_path)
+    made = ROOT / "artefacts"
+    for path in [*made.glob("shared/*"), *(p for name in ("emulator", "mock", "uncertainty") for p in made.glob(f"smoke/{name}.*"))]:
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    for name, artefact in (("02_emulator", "emulator.safetensors"), ("03_survey", "mock.parquet")):
+        if not (tmp_path / "artefacts" / "smoke" / artefact).exists():
+            assert driver(name, tmp_path).wait(timeout=600) == 0
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_kill_during_calibration_loses_only_the_stage_in_progress(home):
+    made = home / "artefacts" / "smoke"
+    running = driver("04_calibration", home)
+    deadline = time.monotonic() + 300
+    while not (made / "population_start.json").exists():
+        assert running.poll() is None and time.monotonic() < deadline, running.stdout.read()
+        time.sleep(0.02)
+    tree = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+    for process in tree:
+        process.kill()
+    psutil.wait_procs(tree)
+    assert not (made / "population.json").exists(), "killed in the middle"
+    before = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in ("map_fits", "population_start")}
+    again = driver("04_calibration", home)
+    output = again.communicate(timeout=600)[0]
+    assert again.returncode == 0, output
+    after = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in before}
+    assert after == before, "finished stages are read, not made again"
+    assert (made / "population.json").exists()
+    assert not list(made.glob("*.tmp*")), "no half-written file is left"
