@@ -32,7 +32,7 @@ def _tables():
 def _interpolate(name, z):
     table = _tables()[name].to(z)
     position = (z * ((_NODES - 1) / Z_MAX)).clamp(0.0, _NODES - 1.001)
-    below = position.detach().floor().long().clamp(max=_NODES - 2)
+    below = position.detach().nan_to_num().floor().long().clamp(max=_NODES - 2)
     weight = position - below
     return table[below] * (1 - weight) + table[below + 1] * weight
 

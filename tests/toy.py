@@ -1,0 +1,33 @@
+"""A smooth stand-in for the emulator, and galaxies observed through it."""
+
+import torch
+
+from popcosmos_lib import likelihood, parameters, priors
+
+__all__ = ["Toy", "observed"]
+
+
+class Toy:
+    """Magnitudes that respond to every parameter, and exactly to the mass."""
+
+    error = None
+
+    def __init__(self, bands=26):
+        g = torch.Generator().manual_seed(11)
+        self.slope = 0.8 * torch.randn(16, bands, generator=g)
+        self.bend = 0.1 * torch.randn(16, bands, generator=g)
+
+    def magnitudes(self, theta):
+        lower, upper = parameters.BOUNDS.to(theta).T
+        x = (theta - lower) / (upper - lower)
+        x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], -1)
+        normalisation = 46 + 2 * torch.log1p(theta[:, -1:]) - 2.5 * theta[:, :1]
+        return normalisation + x @ self.slope.to(x) + x**2 @ self.bend.to(x)
+
+
+def observed(n, error=0.02, seed=3):
+    """theta, flux and error [µJy] of galaxies of the Prospector-like library, with Gaussian noise."""
+    g = torch.Generator().manual_seed(seed)
+    theta = priors.Prospector().library(n, g)
+    flux = likelihood.model_flux(Toy().magnitudes(theta))
+    return theta, flux * (1 + error * torch.randn(flux.shape, generator=g)), error * flux

@@ -1,0 +1,211 @@
+"""Ensembles on targets with known answers; the front door's promises about bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from toy import Toy, observed
+
+from popcosmos_lib import inference, metrics, parameters, priors, sampler
+
+
+@pytest.fixture
+def g():
+    return torch.Generator().manual_seed(1)
+
+
+class Correlated:
+    """Two problems: the same 8-D Gaussian with correlations, at two places."""
+
+    def __init__(self):
+        a = torch.randn(8, 8, generator=torch.Generator().manual_seed(7))
+        self.covariance = a @ a.T / 8 + 0.05 * torch.eye(8)
+        self.precision = torch.linalg.inv(self.covariance)
+        self.mean = torch.tensor([[0.0], [5.0]]).expand(2, 8)
+
+    def __call__(self, x):
+        d = x - self.mean[:, None]
+        return -0.5 * ((d @ self.precision) * d).sum(-1)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "stretch"])
+def test_ensemble_recovers_a_gaussian(kind, g):
+    target = Correlated()
+    start = target.mean[:, None] + 0.1 * torch.randn(2, 40, 8, generator=g)
+    chain, acceptance = sampler.ensemble(target, start, steps=3000, generator=g, thin=3, kind=kind)
+    draws = chain[:, 200:].flatten(1, 2)
+    sd = target.covariance.diagonal().sqrt()
+    assert torch.allclose(draws.mean(1), target.mean, atol=float(0.15 * sd.max()))
+    assert torch.allclose(draws.std(1), sd.expand(2, -1), rtol=0.12)
+    assert (acceptance > 0.1).all()
+    assert (sampler.r_hat(chain[:, 200:, :, 0]) < 1.1).all()
+
+
+def test_stretch_moves_alone_are_chosen_on_request(g):
+    """The Hastings factor of a stretch move is (d - 1) ln z; of differential evolution zero."""
+    x, others = torch.randn(3, 20, 6, generator=g), torch.randn(3, 20, 6, generator=g)
+    _, stretch = sampler._propose(x, others, "stretch", g)
+    _, mixed = sampler._propose(x, others, "mixed", g)
+    assert (stretch != 0).all() and 0.6 < float((mixed == 0).float().mean()) < 0.95
+
+
+def test_annealing_fills_both_modes_by_their_weight(g):
+    """From one broad normal to modes of weight 0.8 and 0.2."""
+    weight, place, width = torch.tensor([0.8, 0.2]), torch.tensor([-4.0, 4.0]), 0.5
+
+    def both(x):
+        base = -0.5 * (x / 4).square().sum(-1) - 5 * math.log(4)
+        modes = -0.5 * ((x[..., :1] - place) / width) ** 2 - 0.5 * (x[..., 1:] / width).square().sum(-1, keepdim=True)
+        return torch.stack([base, torch.logsumexp(weight.log() + modes - 5 * math.log(width), -1)])
+
+    x = sampler.anneal(both, 4 * torch.randn(200, 300, 5, generator=g), walkers=64, moves=5, generator=g)
+    left = (x[..., 0] < 0).float().mean(1)
+    assert float(left.mean()) == pytest.approx(0.8, abs=0.05)
+    assert float(x[..., 1].std()) == pytest.approx(width, rel=0.1)
+
+
+def test_diagnostics_know_good_chains_from_stuck_ones(g):
+    independent = torch.randn(1, 200, 32, generator=g)
+    stuck = independent * 0.1 + torch.randn(1, 1, 32, generator=g)
+    assert float(sampler.r_hat(independent)) < 1.02 and float(sampler.r_hat(stuck)) > 3
+    assert float(sampler.effective_size(independent)) > 0.7 * 6400
+    walk = torch.zeros(1, 2000, 32)
+    for i in range(1, 2000):  # autocorrelation time (1 + 0.9) / (1 - 0.9) = 19
+        walk[:, i] = 0.9 * walk[:, i - 1] + torch.randn(1, 32, generator=g)
+    assert float(sampler.effective_size(walk)) == pytest.approx(64_000 / 19, rel=0.2)
+
+
+def test_reweighting_turns_one_normal_into_another(g):
+    x = torch.randn(50, 2000, generator=g)
+    log_weight = -0.5 * (x - 0.7) ** 2 + 0.5 * x**2
+    index, efficiency = sampler.reweight(log_weight, 1000, g)
+    assert float(x.gather(1, index).mean()) == pytest.approx(0.7, abs=0.02)
+    assert float(efficiency.mean()) == pytest.approx(math.exp(-(0.7**2)), abs=0.05)
+
+
+class Gaussian:
+    """A population whose density is a normal in phi: what the diffusion model is to the library, exactly known."""
+
+    def __init__(self):
+        self.shift, self.scale = torch.zeros(16), torch.full((16,), 0.5)
+        self.shift[0], self.scale[0] = 20.0, 1.5
+
+    def sample(self, n, generator):
+        return parameters.to_theta(self.shift + self.scale * torch.randn(n, 16, generator=generator))
+
+    def log_prob(self, theta, steps=0):
+        phi = parameters.to_latent(theta)
+        log_p = -0.5 * ((phi - self.shift) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        return log_p.sum(-1) - parameters.log_jacobian(phi)
+
+
+@pytest.fixture(scope="module")
+def data():
+    theta, flux, flux_err = observed(24, error=0.05)
+    theta = Gaussian().sample(24, torch.Generator().manual_seed(3))
+    flux = 10 ** (0.4 * (23.9 - Toy().magnitudes(theta)))
+    noise = torch.distributions.StudentT(2.0)
+    torch.manual_seed(0)
+    return theta, flux * (1 + 0.05 * noise.sample(flux.shape)), 0.05 * flux
+
+
+@pytest.fixture(scope="module")
+def result(data):
+    _, flux, flux_err = data
+    options = {"emulator": Toy(), "population": Gaussian(), "n_walkers": 48, "n_steps": 200, "n_draws": 200, "floor": 0.0}
+    return inference.fit(flux, flux_err, "pop-cosmos", seed=2, **options), options
+
+
+def test_posteriors_contain_the_truth_as_often_as_they_should(data, result):
+    """All 16 parameters of 24 galaxies; they are correlated, so the bound is that of 100 independent trials."""
+    inside = metrics.coverage(result[0].samples, data[0]) / 24
+    low, high = metrics.binomial_range(100, 0.68)
+    assert low / 100 <= float(inside.mean()) <= high / 100
+
+
+def test_result_is_what_it_says(data, result):
+    found, _ = result
+    assert found.samples.shape == (24, 200, 16) and found.prior == "pop-cosmos"
+    names = [*parameters.NAMES, "log10SFR", "log10sSFR"]
+    expected = ["id", *(f"{name}_{q}" for name in names for q in inference.QUANTILES)]
+    assert found.summary.colnames[: len(expected)] == expected
+    assert set(found.summary.colnames[len(expected) :]) == {"ess", "rhat", "acceptance", "efficiency", "chi2", "bands", "flags"}
+    assert np.allclose(found.summary["z_q50"], found.samples[..., 15].median(1).values, atol=0.02)
+    assert (found.summary["z_q16"] <= found.summary["z_q84"]).all() and (found.summary["efficiency"] > 0.05).all()
+
+
+def test_same_seed_same_draws(data, result):
+    _, flux, flux_err = data
+    again = inference.fit(flux[:24], flux_err[:24], "pop-cosmos", seed=2, **result[1])
+    assert torch.equal(again.samples, result[0].samples)
+
+
+def test_prospector_prior_needs_no_population(data):
+    _, flux, flux_err = data
+    fit = inference.fit(flux[:3], flux_err[:3], "prospector", emulator=Toy(), n_walkers=34, n_steps=64, n_draws=50, id=["a", "b", "c"])
+    assert list(fit.summary["id"]) == ["a", "b", "c"] and np.allclose(fit.summary["efficiency"], 1)
+
+
+def test_bad_rows_are_flagged_not_lost(data):
+    _, flux, flux_err = (x.clone() for x in data)
+    flux, flux_err = flux[:5], flux_err[:5]
+    flux[0] = torch.nan  # nothing measured
+    flux[1, 3] = torch.nan  # one band missing
+    flux_err[2, 4] = 0.0
+    flux_err[3, 4] = -1.0
+    flux[4, ::2] *= 30.0  # impossible colours
+    fit = inference.fit(flux, flux_err, "prospector", emulator=Toy(), n_walkers=34, n_steps=64, n_draws=50, floor=0.02)
+    table = fit.summary
+    assert len(table) == 5 and torch.isnan(fit.samples[0]).all() and np.isnan(table["z_q50"][0])
+    assert table["flags"][0] & 16 and list(table["bands"]) == [0, 25, 25, 25, 26]
+    assert table["flags"][2] & 1 and table["flags"][3] & 1 and not table["flags"][1] & 1
+    assert table["flags"][4] & 32, "a galaxy that the model cannot make must say so"
+    assert torch.isfinite(fit.samples[1:]).all()
+
+
+@pytest.mark.parametrize("factor, unit", [(1 / 3.631e9, "maggies"), (1e6, "pJy")])
+def test_wrong_units_are_suspected(data, factor, unit):
+    with pytest.raises(ValueError, match="convert to µJy"):
+        inference.fit(data[1] * factor, data[2] * factor, "prospector", emulator=Toy())
+
+
+def test_misspelt_prior_and_wrong_shape(data):
+    with pytest.raises(ValueError, match="did you mean 'prospector'"):
+        inference.fit(data[1], data[2], "propsector", emulator=Toy())
+    with pytest.raises(ValueError, match="one column per band"):
+        inference.fit(data[1][:, :9], data[2][:, :9], "prospector", emulator=Toy())
+
+
+def test_default_floor_is_published_and_never_below_the_minimum():
+    floor = inference.published_floor()
+    assert floor.shape == (26,) and float(floor.min()) == pytest.approx(0.03) and float(floor[0]) == pytest.approx(0.1)
+
+
+def test_mean_magnitude_coordinate_is_exact(data, g):
+    """There and back, and a density that does not change: the map has unit Jacobian."""
+    _, flux, flux_err = data
+    law = inference._Law("prospector", None, Toy(), g)
+    problem = inference._Problem(flux[:4], flux_err[:4], law, Toy(), torch.tensor(0.02))
+    phi = parameters.to_latent(priors.Prospector().library(4 * 6, g)).reshape(4, 6, 16)
+    x, magnitude = problem.bright(phi)
+    back, same = problem.latent(x)
+    assert torch.allclose(back, phi, atol=1e-3) and torch.allclose(same, magnitude, atol=1e-3)
+    jacobian = torch.autograd.functional.jacobian(lambda row: problem.latent(row.reshape(1, 1, 16).expand(4, 1, 16))[0][0, 0], x[0, 0])
+    assert float(torch.linalg.slogdet(jacobian)[1]) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_selection_is_divided_out_only_for_galaxies_that_passed(data, g):
+    _, flux, flux_err = data
+    law = inference._Law("prospector", None, Toy(), g)
+    flux, flux_err = flux[:2].clone(), flux_err[:2].clone()
+    limit = 10 ** (0.4 * (23.9 - 25.0))
+    flux[0, 2], flux[1, 2], flux_err[:, 2] = 1.1 * limit, 0.9 * limit, 0.2 * limit
+    problem = inference._Problem(flux, flux_err, law, Toy(), torch.tensor(0.0))
+    magnitude = torch.full((2, 3, 26), 25.0)
+    magnitude[:, 1, 2], magnitude[:, 2, 2] = 20.0, 30.0
+    log_p = problem.log_passing(magnitude)
+    t = torch.distributions.StudentT(2.0)
+    torch.manual_seed(0)
+    passed = [float((limit * f + 0.2 * limit * t.sample((200_000,)) > limit).float().mean()) for f in (1.0, 100.0, 0.01)]
+    assert np.allclose(log_p[0].exp(), passed, rtol=0.02) and (log_p[1] == 0).all()
