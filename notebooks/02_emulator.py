@@ -32,7 +32,7 @@ max_sigma: float = 0.005      # robust error of the median band, at most [mag]
 max_gradient: float = 0.02    # median relative error of the gradients, at most
 
 # %% tags=["setup"]
-import time
+import timeit
 
 import torch
 
@@ -212,13 +212,7 @@ this.savefig(fig, "emulator_sensitivity")
 # %%
 def rate(function, theta):
     with torch.no_grad():
-        function(theta)
-        took = []
-        for _ in range(3):
-            start = time.perf_counter()
-            function(theta)
-            took.append(time.perf_counter() - start)
-    return len(theta) / min(took)
+        return len(theta) / min(timeit.repeat(lambda: function(theta), number=1, repeat=4))
 
 
 synthesis, emulated = rate(synthesiser.magnitudes, test[:1000]), rate(model.magnitudes, test.repeat(4, 1))

@@ -78,7 +78,8 @@ def test_overrides_are_declared_and_change_something(profile):
 @every_notebook
 def test_cells_are_short_and_plain(name):
     for cell in cells(name):
-        assert len([line for line in cell.source.splitlines() if line]) <= 20, f"one idea per cell:\n{cell.source}"
+        is_list = "parameters" in cell.metadata.get("tags", [])  # one line each, however many
+        assert is_list or len([line for line in cell.source.splitlines() if line]) <= 20, f"one idea per cell:\n{cell.source}"
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 8, f"{node.name} belongs in the library"
