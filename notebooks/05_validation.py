@@ -106,11 +106,9 @@ component = {name: (rows - mean) @ vectors.T for name, rows in colour.items()}
 
 # %%
 p = torch.linspace(0.005, 0.995, 199)
-quantile = {name: component[name].quantile(p, 0) for name in ("sky", "calibrated")}
-ordered = component["calibrated"].T.contiguous().sort(1).values
-pp = torch.searchsorted(ordered, quantile["sky"].T.contiguous()) / ordered.shape[1] - p
-qq = (quantile["calibrated"] - quantile["sky"]).T
-band = 1.96 * (p * (1 - p) * (1 / len(sky) + 1 / ordered.shape[1])).sqrt()
+compared = [metrics.pp_qq(a, b, p) for a, b in zip(component["sky"].T, component["calibrated"].T, strict=True)]
+pp, qq = (torch.stack(curves) for curves in zip(*compared, strict=True))
+band = 1.96 * (p * (1 - p) * (1 / len(sky) + 1 / len(model["calibrated"]))).sqrt()
 ks = {
     name: [metrics.ks(a, b) for a, b in zip(component[name].T, component["sky"].T, strict=True)]
     for name in ("start", "calibrated", "floor")
