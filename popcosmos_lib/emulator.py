@@ -8,6 +8,7 @@ References
 Alsing et al. (2020), arXiv:1911.11778, sect. 2 (activation) and 3 (photometry); Thorp et al. (2025), arXiv:2506.12122, sect. 3.2.
 """
 
+import copy
 import math
 
 import torch
@@ -238,7 +239,7 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
     Parameters
     ----------
     synthesiser : sps.Synthesiser
-        Teacher; moved to ``device``.
+        Teacher; a copy of it goes to ``device``.
     n_train : int
         Galaxies synthesised in all.
     steps : int
@@ -264,7 +265,7 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
         ``step``, ``loss`` [mag, mean since the last entry], ``sigma`` [mag, median over bands of the robust error on held-out galaxies].
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    synthesiser = synthesiser.to(device)
+    synthesiser = copy.deepcopy(synthesiser).to(device)
     emulator = Emulator(synthesiser.bands, tabulate(synthesiser), hidden, generator).to(device)
     generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
     pool = _Pool(emulator, synthesiser, min(pool, n_train), generator)
