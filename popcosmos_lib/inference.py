@@ -39,7 +39,6 @@ _SURPRISE = (2 - 2 * math.log(2), 0.8427)  # mean and sd of ln(1 + t^2 / 2) for 
 _UNLIKELY = 4.0  # sd of that sum over the bands beyond which the fit is called bad
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
 _BATCH = 128  # galaxies that advance together
-_LIBRARY = 40_000  # draws that starting points are chosen from
 _STARTS = 5  # redshifts followed up in each galaxy
 _REFERENCE = 20.0  # N at which the emulator is asked [mag]; the light scales exactly
 _EVEN = 0.03  # fractional error added to every band when the mean magnitude is formed
@@ -80,7 +79,7 @@ def published_floor():
 @torch.no_grad()
 def fit(
     flux, flux_err, prior="pop-cosmos", *, emulator=None, population=None, profile="fast",
-    n_walkers=64, n_steps=600, n_draws=256, moves="mixed", seed=0, floor=None, id=None,
+    n_walkers=64, n_steps=600, n_draws=256, n_library=40_000, moves="mixed", seed=0, floor=None, id=None,
 ):  # fmt: skip
     """Posterior of every galaxy.
 
@@ -100,6 +99,8 @@ def fit(
         Size of each galaxy's ensemble (even, above 32) and its updates after annealing.
     n_draws : int
         Draws returned for each galaxy.
+    n_library : int
+        Draws of the prior that starting points are chosen from, and that the mixture is fitted to.
     moves : {"mixed", "stretch"}
         Differential evolution and stretch moves, or the papers' stretch move only.
     seed : int
@@ -132,7 +133,7 @@ def fit(
         print(message)
     emulator = emulator or load_emulator(profile)
     generator = torch.Generator().manual_seed(seed)
-    law = _Law(prior, (population or load_population(profile)) if prior == "pop-cosmos" else None, emulator, generator)
+    law = _Law(prior, (population or load_population(profile)) if prior == "pop-cosmos" else None, emulator, n_library, generator)
     floor = likelihood.fractional_error(published_floor() if floor is None else floor, emulator)
     samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
     scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "rhat", "acceptance", "efficiency", "chi2", "surprise")}
@@ -148,14 +149,14 @@ def fit(
 class _Law:
     """A prior as the sampler needs it: a closed-form density to walk under, a library, and what the walk leaves to correct."""
 
-    def __init__(self, prior, population, emulator, generator):
+    def __init__(self, prior, population, emulator, n_library, generator):
         self.exact = population
-        theta = priors.Prospector().library(_LIBRARY, generator)
+        theta = priors.Prospector().library(n_library, generator)
         self.walk = priors.Prospector()
         if prior == "pop-cosmos":
-            draws = population.sample(_LIBRARY, generator)
+            draws = population.sample(n_library, generator)
             self.walk = priors.Mixture(draws, generator)
-            theta = torch.cat([draws, theta[: _LIBRARY // 2]])  # the second part for galaxies unlike any of the population
+            theta = torch.cat([draws, theta[: n_library // 2]])  # the second part for galaxies unlike any of the population
         self.library = likelihood.Library.of(theta, emulator)
 
     def correction(self, theta):

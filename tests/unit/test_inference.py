@@ -113,7 +113,7 @@ def data():
 @pytest.fixture(scope="module")
 def result(data):
     _, flux, flux_err = data
-    options = {"emulator": Toy(), "population": Gaussian(), "n_walkers": 48, "n_steps": 200, "n_draws": 200, "floor": 0.0}
+    options = {"emulator": Toy(), "population": Gaussian(), "n_walkers": 48, "n_steps": 200, "n_library": 10_000, "floor": 0.0}
     return inference.fit(flux, flux_err, "pop-cosmos", seed=2, **options), options
 
 
@@ -126,7 +126,7 @@ def test_posteriors_contain_the_truth_as_often_as_they_should(data, result):
 
 def test_result_is_what_it_says(data, result):
     found, _ = result
-    assert found.samples.shape == (24, 200, 16) and found.prior == "pop-cosmos"
+    assert found.samples.shape == (24, 256, 16) and found.prior == "pop-cosmos"
     names = [*parameters.NAMES, "log10SFR", "log10sSFR"]
     expected = ["id", *(f"{name}_{q}" for name in names for q in inference.QUANTILES)]
     assert found.summary.colnames[: len(expected)] == expected
@@ -143,7 +143,7 @@ def test_same_seed_same_draws(data, result):
 
 def test_prospector_prior_needs_no_population(data):
     _, flux, flux_err = data
-    fit = inference.fit(flux[:3], flux_err[:3], "prospector", emulator=Toy(), n_walkers=34, n_steps=64, n_draws=50, id=["a", "b", "c"])
+    fit = inference.fit(flux[:3], flux_err[:3], "prospector", emulator=Toy(), n_library=4000, n_walkers=34, n_steps=64, id=["a", "b", "c"])
     assert list(fit.summary["id"]) == ["a", "b", "c"] and np.allclose(fit.summary["efficiency"], 1)
 
 
@@ -155,7 +155,7 @@ def test_bad_rows_are_flagged_not_lost(data):
     flux_err[2, 4] = 0.0
     flux_err[3, 4] = -1.0
     flux[4, ::2] *= 30.0  # impossible colours
-    fit = inference.fit(flux, flux_err, "prospector", emulator=Toy(), n_walkers=34, n_steps=64, n_draws=50, floor=0.02)
+    fit = inference.fit(flux, flux_err, "prospector", emulator=Toy(), n_library=4000, n_walkers=34, n_steps=64, floor=0.02)
     table = fit.summary
     assert len(table) == 5 and torch.isnan(fit.samples[0]).all() and np.isnan(table["z_q50"][0])
     assert table["flags"][0] & 16 and list(table["bands"]) == [0, 25, 25, 25, 26]
@@ -185,7 +185,7 @@ def test_default_floor_is_published_and_never_below_the_minimum():
 def test_mean_magnitude_coordinate_is_exact(data, g):
     """There and back, and a density that does not change: the map has unit Jacobian."""
     _, flux, flux_err = data
-    law = inference._Law("prospector", None, Toy(), g)
+    law = inference._Law("prospector", None, Toy(), 2000, g)
     problem = inference._Problem(flux[:4], flux_err[:4], law, Toy(), torch.tensor(0.02))
     phi = parameters.to_latent(priors.Prospector().library(4 * 6, g)).reshape(4, 6, 16)
     x, magnitude = problem.bright(phi)
@@ -197,7 +197,7 @@ def test_mean_magnitude_coordinate_is_exact(data, g):
 
 def test_selection_is_divided_out_only_for_galaxies_that_passed(data, g):
     _, flux, flux_err = data
-    law = inference._Law("prospector", None, Toy(), g)
+    law = inference._Law("prospector", None, Toy(), 2000, g)
     flux, flux_err = flux[:2].clone(), flux_err[:2].clone()
     limit = 10 ** (0.4 * (23.9 - 25.0))
     flux[0, 2], flux[1, 2], flux_err[:, 2] = 1.1 * limit, 0.9 * limit, 0.2 * limit

@@ -1,0 +1,207 @@
+"""Figures of the SED-fitting and photometric-redshift notebooks."""
+
+import corner as corner_plots
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+
+from popcosmos_lib import figures
+
+__all__ = ["corner", "coverage", "redshift_scatter", "redshift_scores", "spectrum"]
+
+_COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
+_LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
+_MARKER = {"pop-cosmos": "o", "prospector": "s"}
+_TRUTH = "0.35"
+
+
+def corner(draws, labels, truth):
+    """Joint posterior of one galaxy under several priors.
+
+    Parameters
+    ----------
+    draws : dict of str to ndarray of shape (k, d)
+        Prior name -> equally weighted draws.
+    labels : list of str
+        Axis labels with units.
+    truth : ndarray of shape (d,)
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    d = len(labels)
+    fig = plt.figure(figsize=(figures.DOUBLE, figures.DOUBLE), layout="none")
+    ends = [np.quantile(np.concatenate([points[:, i] for points in draws.values()]), [0.003, 0.997]) for i in range(d)]
+    margin = [0.08 * (high - low) for low, high in ends]
+    span = [(min(low, t) - m, max(high, t) + m) for (low, high), t, m in zip(ends, truth, margin, strict=True)]
+    for name, points in draws.items():
+        corner_plots.corner(
+            points, fig=fig, range=span, labels=labels, color=_COLOUR[name], bins=20, smooth=1.2, smooth1d=1.2, levels=(0.68, 0.95),
+            plot_datapoints=False, plot_density=False, no_fill_contours=True, contour_kwargs={"linewidths": 1.0}, max_n_ticks=3,
+            hist_kwargs={"linewidth": 1.0}, label_kwargs={"fontsize": 8}, labelpad=0.16,
+        )  # fmt: skip
+    axes = np.array(fig.axes).reshape(d, d)
+    for i in range(d):
+        axes[i, i].set_ylim(0, 1.12 * max(line.get_ydata().max() for line in axes[i, i].lines))
+        for j in range(i + 1):
+            axes[i, j].axvline(truth[j], color=_TRUTH, lw=0.8, ls="--")
+            axes[i, j].tick_params(labelsize=6)
+            axes[i, j].minorticks_off()
+            if j < i:
+                axes[i, j].axhline(truth[i], color=_TRUTH, lw=0.8, ls="--")
+    handles = [Line2D([], [], color=_COLOUR[name], label=_LABEL[name]) for name in draws]
+    handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
+    fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
+    fig.subplots_adjust(left=0.09, bottom=0.1, right=0.98, top=0.98)
+    return fig
+
+
+def spectrum(wave, flux, bands, measured, predicted):
+    """One galaxy's photometry, the model photometry of its posterior draws, and their spectra.
+
+    Parameters
+    ----------
+    wave : ndarray of shape (n_wave,)
+        Observed wavelength [µm].
+    flux : ndarray of shape (3, n_wave)
+        16, 50 and 84 % of the draws' continuum [µJy].
+    bands : ndarray of shape (n_band,)
+        Effective wavelengths [µm].
+    measured : ndarray of shape (2, n_band)
+        Flux and error [µJy].
+    predicted : ndarray of shape (k, n_band)
+        Noiseless model flux of the draws [µJy].
+
+    Returns
+    -------
+    Figure
+        Double width; residuals below.
+    """
+    fig, (top, below) = plt.subplots(2, 1, figsize=(figures.DOUBLE, 3.3), sharex=True, height_ratios=(3, 1))
+    colour = _COLOUR["pop-cosmos"]
+    top.fill_between(wave, flux[0], flux[2], color=colour, alpha=0.35, lw=0)
+    top.plot(wave, flux[1], color=colour, lw=0.7)
+    width = 0.022 * bands
+    box = {"widths": width, "positions": bands, "manage_ticks": False, "showfliers": False, "whis": (2.3, 97.7), "medianprops": {"lw": 0}}
+    top.boxplot(predicted, boxprops={"color": figures.COLOURS[0], "lw": 0.8}, whiskerprops={"lw": 0}, capprops={"lw": 0}, **box)
+    style = {"fmt": "o", "ms": 3, "color": "k", "lw": 0.8}
+    top.errorbar(bands, measured[0], measured[1], **style)
+    middle = np.median(predicted, 0)
+    residual = (predicted - middle) / measured[1]
+    below.boxplot(residual, boxprops={"color": figures.COLOURS[0], "lw": 0.8}, whiskerprops={"lw": 0.6}, capprops={"lw": 0}, **box)
+    below.errorbar(bands, (measured[0] - middle) / measured[1], 1.0, **style)
+    below.axhline(0, color="0.6", lw=0.6, zorder=0)
+    low, high = measured[0][measured[0] > 0].min(), measured[0].max()
+    top.set(yscale="log", xscale="log", ylabel="flux [µJy]", xlim=(0.3, 6.0), ylim=(0.3 * low, 3 * high))
+    below.set(xlabel="observed wavelength [µm]", ylabel="residual / error", ylim=(-5, 5))
+    below.set_xticks([0.3, 0.5, 0.8, 1.2, 2, 3, 5], ["0.3", "0.5", "0.8", "1.2", "2", "3", "5"])
+    handles = [
+        Line2D([], [], color="k", marker="o", ls="", label="measured"),
+        Line2D([], [], color=figures.COLOURS[0], marker="s", mfc="none", ls="", label="posterior prediction"),
+        Line2D([], [], color=colour, label="continuum, 68 % of draws"),
+    ]
+    top.legend(handles=handles, loc="lower right")
+    return fig
+
+
+def coverage(labels, inside, n, low, high, expected=0.68):
+    """How many truths lie in the central interval, parameter by parameter.
+
+    Parameters
+    ----------
+    labels : list of str
+    inside : dict of str to ndarray of shape (d,)
+        Prior name -> number of galaxies.
+    n : int
+        Galaxies.
+    low, high : int
+        Range expected of a calibrated posterior.
+    expected : float
+        Content of the interval.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axis = plt.subplots(figsize=(figures.DOUBLE, 2.4))
+    axis.axhspan(low / n, high / n, color="0.88", lw=0)
+    axis.axhline(expected, color="0.6", lw=0.8)
+    for (name, count), shift in zip(inside.items(), (-0.12, 0.12), strict=False):
+        axis.plot(np.arange(len(labels)) + shift, count / n, _MARKER[name], color=_COLOUR[name], label=_LABEL[name], ms=4)
+    axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axis.tick_params(axis="x", which="minor", bottom=False, top=False)
+    axis.set(ylabel="truths inside the 68 % interval", ylim=(0, 1.0), xlim=(-0.6, len(labels) - 0.4))
+    axis.legend(loc="lower right", ncols=2)
+    return fig
+
+
+def redshift_scatter(panels, note):
+    """Photometric against reference redshifts, one panel a prior.
+
+    Parameters
+    ----------
+    panels : dict of str to (z_true, quantiles)
+        Prior name -> reference redshift (n,) and 16, 50, 84 % of the posterior (3, n).
+    note : dict of str to str
+        Text of each panel.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(figures.DOUBLE, 3.4), sharey=True)
+    top = 1.08 * max(max(z.max(), q[1].max()) for z, q in panels.values())
+    line = np.linspace(0, top, 200)
+    for axis, (name, (z, (low, middle, high))) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        axis.fill_between(line, line - 0.15 * (1 + line), line + 0.15 * (1 + line), color="0.92", lw=0)
+        axis.plot(line, line, color="0.6", lw=0.8)
+        error = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
+        axis.errorbar(z, middle, error, fmt=_MARKER[name], ms=2.5, color=_COLOUR[name], elinewidth=0.6, alpha=0.8)
+        axis.text(0.05, 0.95, f"{_LABEL[name]}\n{note[name]}", transform=axis.transAxes, va="top")
+        axis.set(xlim=(0, top), ylim=(0, top), xlabel="reference redshift", aspect="equal")
+    np.atleast_1d(axes)[0].set_ylabel("photometric redshift")
+    return fig
+
+
+def redshift_scores(pit, magnitude, error, width):
+    """Whether redshift posteriors are calibrated, and how errors grow towards faint galaxies.
+
+    Parameters
+    ----------
+    pit : dict of str to ndarray of shape (n,)
+        Prior name -> posterior probability below the reference redshift.
+    magnitude : ndarray of shape (n,)
+        r magnitude.
+    error, width : dict of str to ndarray of shape (n,)
+        |dz| and half the 68 % interval, both over 1 + z.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(figures.DOUBLE, 2.7))
+    n = len(magnitude)
+    p = np.linspace(0, 1, 201)
+    band = 1.63 * np.ones_like(p) / np.sqrt(n)  # 99 % of the Kolmogorov-Smirnov distance
+    left.fill_between(p, -band, band, color="0.9", lw=0)
+    edges = np.quantile(magnitude, np.linspace(0, 1, 6))
+    centre = [np.median(magnitude[(magnitude >= a) & (magnitude <= b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    for name, values in pit.items():
+        ordered = np.searchsorted(np.sort(values), p, side="right") / n
+        left.plot(p, ordered - p, color=_COLOUR[name], label=_LABEL[name])
+        right.plot(magnitude, error[name].clip(2e-4), _MARKER[name], ms=2, alpha=0.5, color=_COLOUR[name])
+        running = [np.median(width[name][(magnitude >= a) & (magnitude <= b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        right.plot(centre, running, color=_COLOUR[name], lw=1.5)
+    left.axhline(0, color="0.6", lw=0.8)
+    left.set(xlabel="PIT", ylabel="share of PIT below, minus PIT", xlim=(0, 1))
+    left.legend(loc="upper right")
+    right.axhline(0.15, color="0.6", lw=0.8, ls=":")
+    right.set(yscale="log", xlabel="r [mag]", ylabel=r"$|\Delta z|\,/\,(1+z)$")
+    handles = [Line2D([], [], color="0.3", marker="o", ls="", label="error"), Line2D([], [], color="0.3", label="median posterior width")]
+    right.legend(handles=handles, loc="upper left")
+    return fig

@@ -1,0 +1,55 @@
+"""Fifty real COSMOS2020 galaxies with spectroscopic redshifts, through the front door."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from popcosmos_lib import catalog, emulator, inference, metrics, release, store
+
+FILE = Path(os.environ.get("POPCOSMOS_DATA", ""), "cosmos2020", "cosmos2020_classic_26band_allz.fits")
+if not FILE.is_file():  # the folder of the data files may lie one level down
+    FILE = Path(os.environ.get("POPCOSMOS_DATA", ""), "data", "cosmos2020", FILE.name)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("POPCOSMOS_DATA" not in os.environ or not FILE.is_file(), reason="set POPCOSMOS_DATA"),
+]
+MAX_SIGMA, MAX_OUTLIERS = 0.03, 0.15  # four of the fifty reference redshifts contradict the photometry
+
+
+@pytest.fixture(scope="module")
+def galaxies():
+    return catalog.read(FILE)
+
+
+def check(result, galaxies):
+    score = metrics.photoz(torch.tensor(result.summary["z_q50"]), galaxies.z_spec)
+    print(score, f"R-hat {np.median(result.summary['rhat']):.2f}, effective draws {np.median(result.summary['ess']):.0f}")
+    assert score["n"] == 50
+    assert score["sigma_mad"] <= MAX_SIGMA, score
+    assert score["outliers"] <= MAX_OUTLIERS, score
+    assert abs(score["median"]) <= 0.01, score
+    assert (result.summary["flags"] & 32 == 0).mean() > 0.8, "the model must reproduce the photometry of most real galaxies"
+
+
+@pytest.mark.parametrize("prior", inference.PRIORS)
+def test_fifty_real_galaxies(prior, galaxies):
+    try:
+        tools = {"emulator": emulator.load()}
+        store.load("population")
+    except store.Missing as missing:
+        pytest.skip(f"needs the trained emulator and population: {missing}")
+    check(inference.fit(galaxies.flux, galaxies.flux_err, prior, n_steps=300, **tools), galaxies)
+
+
+def test_fifty_real_galaxies_with_the_public_emulator(galaxies):
+    """26 separate networks, slower by an order of magnitude: a short chain."""
+    try:
+        public = release.photulators()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    options = {"emulator": public, "n_walkers": 40, "n_steps": 60, "n_library": 10_000, "n_draws": 64}
+    check(inference.fit(galaxies.flux, galaxies.flux_err, "prospector", **options), galaxies)
