@@ -36,9 +36,9 @@ batch: int = 1_024            # mock galaxies per transport step
 lr: float = 1.0e-4            # rate of the transport stage
 n_score: int = 20_000         # mock galaxies scored
 min_gain: float = 3.0         # sliced W2 of the broad prior over that of the calibrated model, at least
-max_mean_z: float = 0.02      # |mean z - truth| / (1 + z)
-max_bin_z: float = 0.03       # the same in the worst quartile of r - i
-max_ks: float = 0.03          # KS distance of n(z) from the truth
+max_mean_z: float = 0.05      # |mean z - truth| / (1 + z)
+max_bin_z: float = 0.06       # the same in the worst quartile of r - i
+max_ks: float = 0.05          # KS distance of n(z) from the truth; two halves of the mock differ by about 0.02
 max_unconverged: float = 0.5  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
 max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the latent
 

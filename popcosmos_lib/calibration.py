@@ -140,10 +140,11 @@ def _chains(start, flux, flux_err, emulator, prior, spread, floor, generator, tr
 def calibrate(population, forward, flux, *, generator, objective="sliced", iterations=60, batch=1024, lr=1e-4, inside=0.1, every=10):
     """Move a population so that its mock photometry lies on a catalogue's.
 
-    Base draws are fixed, so the loss is a smooth function of the weights. A third of the catalogue is held out and the weights
-    of the smallest held-out distance are kept: a falling distance is no proof of a better redshift distribution, so few and
-    small steps are taken. A second term, -ln P(selected | theta), pulls back the galaxies that a smooth density leaks
-    across the sharp limit of the catalogue; without it the cheapest way to lower the distance is to leak more.
+    The loss is the distance plus a second term, -ln P(selected | theta), that pulls back the galaxies which a smooth density
+    leaks across the sharp limit of the catalogue; without it the cheapest way to lower the distance is to leak more. Base
+    draws are fixed, so the loss is a smooth function of the weights. A third of the catalogue is held out and the weights
+    of the smallest held-out loss are kept. A falling distance is no proof of a better redshift distribution: few and small
+    steps are taken.
 
     Parameters
     ----------
@@ -167,7 +168,8 @@ def calibrate(population, forward, flux, *, generator, objective="sliced", itera
     Returns
     -------
     history : dict of str to list
-        ``iteration``; ``distance``, held-out sliced W2 whatever the objective; ``mean_z`` and ``selected`` fraction of the mock.
+        ``iteration``; held out, ``loss`` and its first part ``distance`` (sliced W2 whatever the objective); ``mean_z`` of the mock
+        and the fraction ``selected``.
 
     Raises
     ------
@@ -191,13 +193,15 @@ def calibrate(population, forward, flux, *, generator, objective="sliced", itera
     def record(step):
         with torch.no_grad():
             parts = [mock(rows) for rows in torch.arange(size).split(_ROWS)]
+            missed = torch.cat([-forward.log_selected(part[1]) for part in parts]).mean()
         cloud, passed = torch.cat([part[2] for part in parts]), torch.cat([part[1].selected for part in parts])
         z = parameters.column(torch.cat([part[0] for part in parts]), "z")[passed]
-        scores = transport.sliced_wasserstein(cloud, held), z.mean(), passed.float().mean()
-        for name, value in zip(("iteration", "distance", "mean_z", "selected"), (step, *map(float, scores)), strict=True):
+        distance = transport.sliced_wasserstein(cloud, held)
+        scores = step, float(distance + inside * missed), float(distance), float(z.mean()), float(passed.float().mean())
+        for name, value in zip(history, scores, strict=True):
             history[name].append(value)
 
-    history = {"iteration": [], "distance": [], "mean_z": [], "selected": []}
+    history = {name: [] for name in ("iteration", "loss", "distance", "mean_z", "selected")}
     record(0)
     best = copy.deepcopy(population.state_dict())
     population.requires_grad_(True)
@@ -215,7 +219,7 @@ def calibrate(population, forward, flux, *, generator, objective="sliced", itera
         schedule.step()
         if step % every == 0 or step == iterations:
             record(step)
-            if history["distance"][-1] == min(history["distance"]):
+            if history["loss"][-1] == min(history["loss"]):
                 best = copy.deepcopy(population.state_dict())
     population.load_state_dict(best)
     population.requires_grad_(False)
