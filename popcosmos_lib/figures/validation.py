@@ -269,7 +269,7 @@ _BOXES = {  # id: (x, y, text, colour)
 }  # fmt: skip
 _ARROWS = [  # from, to, label, place of the label along the arrow
     ("population", "theta", "draw", 0.5), ("theta", "sps", "01", 0.5), ("sps", "emulator", "02", 0.5), ("emulator", "noise", "03", 0.5),
-    ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.62), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.5),
+    ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.42), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.5),
     ("distance", "population", "gradients through every step  04", 0.67), ("population", "nz", "05, 06, 09-11", 0.5),
     ("population", "fit", "prior", 0.55), ("emulator", "fit", "likelihood  07, 08", 0.72),
 ]  # fmt: skip
