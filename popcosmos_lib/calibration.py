@@ -137,7 +137,7 @@ def _chains(start, flux, flux_err, emulator, prior, spread, floor, generator, tr
     return torch.stack(kept, 1), acceptance
 
 
-def calibrate(population, forward, flux, *, generator, objective="sliced", iterations=60, batch=1024, lr=1e-4, inside=0.1, every=10):
+def calibrate(population, forward, flux, *, generator, objective="sliced", iterations=60, batch=1024, lr=1e-4, inside=0.2, every=10):
     """Move a population so that its mock photometry lies on a catalogue's.
 
     The loss is the distance plus a second term, -ln P(selected | theta), that pulls back the galaxies which a smooth density
