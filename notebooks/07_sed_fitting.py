@@ -159,7 +159,9 @@ columns = [names.index(name) for name in shown]
 points = {name: values[one][:, columns].numpy() for name, values in with_rates.items()}
 
 # %% tags=["figure"]
-this.savefig(fits.corner(points, [labels[i] for i in columns], true_values[one, columns].numpy()), "fit_corner")
+units = [*parameters.UNITS, "dex(Msun/yr)"]
+axes = [f"{labels[i]} [{units[i]}]" if units[i] else labels[i] for i in columns]
+this.savefig(fits.corner(points, axes, true_values[one, columns].numpy()), "fit_corner")
 
 # %% [markdown]
 # **Read it.** Contours hold 68 and 95 % of each posterior, the dashed lines are the truth. Where the two colours coincide the
