@@ -241,7 +241,7 @@ def _explore(problem, law, generator, n_walkers, n_steps, n_draws, moves):
 def _laplace(problem, law, generator, n):
     """A t mixture at the posterior's modes: its ln density as a function of phi (n_gal, k, 16), and ``n`` draws of each galaxy."""
     found = likelihood.modes(problem.flux, problem.flux_err, law.walk, problem.emulator, law.library, n_starts=_STARTS, floor=problem.floor)
-    factor = torch.linalg.cholesky(found.curvature.double() / _INFLATE).float()
+    factor = torch.linalg.cholesky(found.curvature / _INFLATE).float()
     log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_weight = torch.log_softmax(0.5 * (found.log_posterior - log_volume), -1)  # the root keeps lesser modes in play
     d = found.phi.shape[-1]

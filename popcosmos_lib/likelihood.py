@@ -221,6 +221,12 @@ def _slope(prior, phi):
         return torch.autograd.grad(prior.log_prob(phi).sum(), phi)[0].nan_to_num(0.0, 0.0, 0.0)
 
 
+def _definite(matrix):
+    """The nearest symmetric matrix without eigenvalues below ``_SOFTEST``."""
+    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+    return (vectors * values.clamp_min(_SOFTEST)[..., None, :]) @ vectors.mT
+
+
 def _expand(phi, magnitude, flux, flux_err, floor, prior, emulator):
     """Gradient (n, 16) and positive curvature (n, 16, 16) of ln posterior: Gauss-Newton for the data, clipped Hessian for the prior.
 
@@ -231,14 +237,13 @@ def _expand(phi, magnitude, flux, flux_err, floor, prior, emulator):
     residual, scale, there = _residual(magnitude, flux, flux_err, floor)
     model = model_flux(magnitude)
     neighbour = model_flux(photometry(emulator, parameters.to_theta(near.reshape(-1, d)))).reshape(n, d, -1)
-    jacobian = (neighbour - model[:, None]) / (_DIFFERENCE * scale[:, None])
+    jacobian = ((neighbour - model[:, None]) / (_DIFFERENCE * scale[:, None])).nan_to_num(0.0, 0.0, 0.0)
     weight = torch.where(there, 3 / (2 + residual**2), 0.0)
     # the scale follows the model through the floor: hence the second term
     pull = weight * residual + torch.where(there, (weight * residual**2 - 1) * floor**2 * model / scale, 0.0)
     slope = _slope(prior, phi)
     hessian = (slope[:, None] - _slope(prior, near.reshape(-1, d)).reshape(n, d, d)) / _DIFFERENCE
-    values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
-    curvature = (vectors * values.clamp_min(_SOFTEST)[:, None]) @ vectors.mT + (jacobian * weight[:, None]) @ jacobian.mT
+    curvature = _definite(hessian) + (jacobian * weight[:, None]) @ jacobian.mT
     return (jacobian @ pull[..., None])[..., 0] + slope, curvature
 
 
@@ -274,7 +279,7 @@ class Modes(NamedTuple):
     log_posterior : Tensor of shape (n, k)
         ln likelihood + ln prior density in phi [nat].
     curvature : Tensor of shape (n, k, 16, 16)
-        Minus the second derivatives there, made positive definite.
+        Minus the second derivatives there, made positive definite; float64.
     converged : Tensor of shape (n, k), bool
         Whether a further full step promises less than ``TOLERANCE``.
     """
@@ -317,7 +322,8 @@ def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=60, flo
         phi = phi.gather(1, start[..., None].expand(-1, -1, 16)).reshape(-1, 16)
         data = f.repeat_interleave(n_starts, 0), e.repeat_interleave(n_starts, 0), floor, prior, emulator
         phi, value, promise = _climb(phi, *data, steps)
-        curvature = _expand(phi, photometry(emulator, parameters.to_theta(phi)), *data)[1]
+        # stiff directions reach 1e7: in float32 their rounding would outweigh the soft ones
+        curvature = _definite(_expand(phi, photometry(emulator, parameters.to_theta(phi)), *data)[1].double())
         parts.append([x.reshape(len(f), n_starts, *x.shape[1:]) for x in (phi, value, curvature, promise < TOLERANCE)])
     return Modes(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

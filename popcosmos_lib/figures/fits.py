@@ -4,6 +4,7 @@ import corner as corner_plots
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from popcosmos_lib import figures
 
@@ -54,7 +55,7 @@ def corner(draws, labels, truth):
     handles = [Line2D([], [], color=_COLOUR[name], label=_LABEL[name]) for name in draws]
     handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
     fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
-    fig.subplots_adjust(left=0.09, bottom=0.1, right=0.98, top=0.98)
+    fig.subplots_adjust(left=0.1, bottom=0.1, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
     return fig
 
 
@@ -96,6 +97,7 @@ def spectrum(wave, flux, bands, measured, predicted):
     low, high = measured[0][measured[0] > 0].min(), measured[0].max()
     top.set(yscale="log", xscale="log", ylabel="flux [µJy]", xlim=(0.3, 6.0), ylim=(0.3 * low, 3 * high))
     below.set(xlabel="observed wavelength [µm]", ylabel="residual / error", ylim=(-5, 5))
+    below.xaxis.set_minor_formatter(NullFormatter())
     below.set_xticks([0.3, 0.5, 0.8, 1.2, 2, 3, 5], ["0.3", "0.5", "0.8", "1.2", "2", "3", "5"])
     handles = [
         Line2D([], [], color="k", marker="o", ls="", label="measured"),
@@ -199,9 +201,11 @@ def redshift_scores(pit, magnitude, error, width):
         right.plot(centre, running, color=_COLOUR[name], lw=1.5)
     left.axhline(0, color="0.6", lw=0.8)
     left.set(xlabel="PIT", ylabel="share of PIT below, minus PIT", xlim=(0, 1))
+    reach = 1.25 * max(np.abs(left.get_ylim()).max(), band[0])
+    left.set_ylim(-reach, reach)
     left.legend(loc="upper right")
     right.axhline(0.15, color="0.6", lw=0.8, ls=":")
-    right.set(yscale="log", xlabel="r [mag]", ylabel=r"$|\Delta z|\,/\,(1+z)$")
+    right.set(yscale="log", xlabel="r [mag]", ylabel=r"$|\Delta z|\,/\,(1+z)$", ylim=(1.5e-4, 5))
     handles = [Line2D([], [], color="0.3", marker="o", ls="", label="error"), Line2D([], [], color="0.3", label="median posterior width")]
     right.legend(handles=handles, loc="upper left")
     return fig

@@ -104,3 +104,12 @@ def test_starts_are_at_different_redshifts():
     chosen = z.gather(1, likelihood._distinct(score, z, 4))
     gaps = (chosen[:, :, None] - chosen[:, None]).abs() / (1 + chosen[:, None])
     assert (gaps[:, ~torch.eye(4, dtype=torch.bool)] > 0.05).all()
+
+
+def test_curvature_stays_positive_definite_at_very_high_signal_to_noise():
+    """Errors of a millionth make directions that differ by 1e12 in stiffness."""
+    _, flux, _ = observed(6)
+    library = likelihood.Library.of(observed(500)[0], Toy())
+    found = likelihood.modes(flux, 1e-6 * flux, priors.Prospector(), Toy(), library, n_starts=2, steps=5)
+    assert (torch.linalg.eigvalsh(found.curvature)[..., 0] > 0).all()
+    assert (torch.linalg.cholesky_ex(found.curvature).info == 0).all()
