@@ -18,7 +18,7 @@ def _key(fig, **options):
     fig.legend(handles, ["truth, held out", "start (MAP fits)", "calibrated"], ncols=3, **options)
 
 
-def history(ladder, floor, steps, distance, selected, mean_z, catalogue_selected=1.0):
+def history(ladder, floor, steps, loss, distance, selected, mean_z):
     """Distances of the successive models, and the transport stage step by step.
 
     Parameters
@@ -27,11 +27,9 @@ def history(ladder, floor, steps, distance, selected, mean_z, catalogue_selected
         Sliced W2 of each model against the held-out photometry [standard deviations].
     floor : float
         The same between two halves of the mock.
-    steps, distance, selected, mean_z : sequence of float
-        Transport stage: iteration, sliced W2 to the galaxies kept for stopping, fraction of mock galaxies that pass the
-        selection, and their mean redshift.
-    catalogue_selected : float
-        Fraction of the catalogue that would pass the selection on another draw of its noise.
+    steps, loss, distance, selected, mean_z : sequence of float
+        Transport stage: iteration, loss and sliced W2 on the galaxies kept for stopping, fraction of mock galaxies that pass
+        the selection, and their mean redshift.
 
     Returns
     -------
@@ -40,16 +38,21 @@ def history(ladder, floor, steps, distance, selected, mean_z, catalogue_selected
     """
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(figures.DOUBLE, 2.3))
     left.bar(range(len(ladder)), ladder.values(), color=[_BROAD, _START, figures.COLOURS[4], _MODEL][: len(ladder)])
-    left.axhline(floor, color="k", lw=0.8, ls=":")
-    left.annotate("two halves of the mock", (len(ladder) - 0.45, floor), (0, 2), textcoords="offset points", ha="right", fontsize=6)
+    left.axhline(floor, color="k", lw=0.8, ls=":", label="two halves of the mock")
+    left.legend(loc="upper right")
     left.set_xticks(range(len(ladder)), ladder, rotation=20)
     left.tick_params(axis="x", which="both", length=0)
-    left.set(yscale="log", ylabel="sliced $W_2$ to held-out photometry", ylim=(0.6 * min(floor, *ladder.values()), None))
-    middle.plot(steps, distance, "o-", color=_MODEL)
-    middle.axvline(steps[int(np.argmin(distance))], color="0.5", lw=0.6, ls="--")
-    middle.set(xlabel="transport step", ylabel="sliced $W_2$ to galaxies kept back")
+    left.set(
+        yscale="log", ylabel="sliced $W_2$ to held-out photometry", ylim=(0.6 * min(floor, *ladder.values()), 2 * max(ladder.values()))
+    )
+    middle.plot(steps, loss, "o-", color=_MODEL, label="loss")
+    middle.plot(steps, distance, "^:", color=figures.COLOURS[3], label="sliced $W_2$ alone")
+    middle.axvline(steps[int(np.argmin(loss))], color="0.5", lw=0.6, ls="--")
+    middle.legend(loc="upper right")
+    middle.set(xlabel="transport step", ylabel="on galaxies kept back")
     right.plot(steps, mean_z, "o-", color=_MODEL)
-    right.set(xlabel="transport step", ylabel="mean redshift of the mock")
+    right.set(xlabel="transport step")
+    right.set_ylabel("mean redshift of the mock", color=_MODEL)
     twin = right.twinx()
     twin.plot(steps, selected, "s--", color=figures.COLOURS[0])
     twin.set_ylabel("fraction with $r<25$", color=figures.COLOURS[0])
@@ -108,13 +111,11 @@ def corner(truth, model, labels):
         span = [tuple(np.percentile(truth[:, i], [0.3, 99.7])) for i in range(k)]
         common = {
             "labels": labels, "range": span, "bins": 36, "smooth": 1.0, "levels": (0.393, 0.865), "plot_datapoints": False,
-            "plot_density": False, "max_n_ticks": 4, "labelpad": 0.12, "label_kwargs": {"fontsize": 8}, "fig": fig,
+            "plot_density": False, "max_n_ticks": 4, "labelpad": 0.08, "label_kwargs": {"fontsize": 8}, "fig": fig,
         }  # fmt: skip
-        corner_plot.corner(
-            truth, color="0.45", fill_contours=True, no_fill_contours=False, hist_kwargs={"density": True, "lw": 1.0}, **common
-        )
+        corner_plot.corner(truth, color="0.55", hist_kwargs={"density": True, "lw": 1.8}, contour_kwargs={"linewidths": 1.8}, **common)
         corner_plot.corner(model, color=_MODEL, hist_kwargs={"density": True, "lw": 1.0}, contour_kwargs={"linewidths": 1.0}, **common)
-        handles = [Line2D([], [], color="0.45", lw=3), Line2D([], [], color=_MODEL)]
+        handles = [Line2D([], [], color="0.55", lw=1.8), Line2D([], [], color=_MODEL)]
         fig.legend(handles, ["truth, held out", "calibrated"], loc="upper right", bbox_to_anchor=(0.97, 0.97), fontsize=9)
     return fig
 
@@ -136,7 +137,7 @@ def redshifts(truth, broad, start, model):
     edges, grid = np.linspace(0, 4, 61), np.linspace(0, 4, 400)
     cumulative = lambda z: np.searchsorted(np.sort(z), grid) / len(z)  # noqa: E731
     top.hist(truth, edges, density=True, color=_TRUTH, label="truth, held out")
-    band = 1.36 / np.sqrt(len(truth))
+    band = 1.36 * np.sqrt(2 / len(truth))  # Kolmogorov: two samples of this size
     bottom.axhspan(-band, band, color="0.88")
     for z, colour, style, label in (
         (broad, _BROAD, ":", "broad prior"), (start, _START, "--", "start (MAP fits)"), (model, _MODEL, "-", "calibrated"),

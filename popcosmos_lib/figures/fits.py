@@ -41,7 +41,7 @@ def corner(draws, labels, truth):
         corner_plots.corner(
             points, fig=fig, range=span, labels=labels, color=_COLOUR[name], bins=20, smooth=1.2, smooth1d=1.2, levels=(0.68, 0.95),
             plot_datapoints=False, plot_density=False, no_fill_contours=True, contour_kwargs={"linewidths": 1.0}, max_n_ticks=3,
-            hist_kwargs={"linewidth": 1.0}, label_kwargs={"fontsize": 8}, labelpad=0.16,
+            hist_kwargs={"linewidth": 1.0}, label_kwargs={"fontsize": 7}, labelpad=0.2,
         )  # fmt: skip
     axes = np.array(fig.axes).reshape(d, d)
     for i in range(d):
@@ -55,7 +55,7 @@ def corner(draws, labels, truth):
     handles = [Line2D([], [], color=_COLOUR[name], label=_LABEL[name]) for name in draws]
     handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
     fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
-    fig.subplots_adjust(left=0.1, bottom=0.1, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
+    fig.subplots_adjust(left=0.11, bottom=0.11, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
     return fig
 
 
