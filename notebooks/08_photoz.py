@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Photometric redshifts to about a per cent, with honest errors
+# # Photometric redshifts to a per cent or better, with honest errors
 #
 # Redshift posteriors of galaxies whose redshift is known, under both priors: held-out mock galaxies by default, real COSMOS2020
 # galaxies with spectroscopic redshifts where their catalogue is given. The scores are those of the papers and of RAIL.
