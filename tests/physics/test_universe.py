@@ -122,7 +122,9 @@ def test_modal_mass_marks_where_counts_are_lost():
     log_mass = 7 - torch.rand(200_000, generator=generator).log() / np.log(10) / 0.6  # counts fall as 10^(-0.6 m) above 7
     seen = torch.rand(200_000, generator=generator) < torch.sigmoid((log_mass - 8.5 - 0.2 * z) / 0.08)
     modes = relations.modal_mass(log_mass[seen], z[seen], 8)
-    assert np.abs(modes[:, 1] - 8.5 - 0.2 * modes[:, 0]).max() < 0.25
+    # the mode of 10^(-0.6 m) sigmoid((m - m50) / 0.08) lies 0.17 above m50; up to 0.15 more where m50 changes inside a redshift bin
+    above = modes[:, 1] - 8.5 - 0.2 * modes[:, 0]
+    assert above.min() > 0.12 and above.max() < 0.32
     assert (modes[:, 2] > modes[:, 1]).all()
 
 
