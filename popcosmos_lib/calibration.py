@@ -23,7 +23,7 @@ __all__ = ["OBJECTIVES", "Closure", "calibrate", "posterior_draws"]
 
 OBJECTIVES = {"sliced": transport.sliced_wasserstein, "sinkhorn": transport.sinkhorn}
 _ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
-_GALAXIES = 2048  # sampled at once: their networks' activations stay in cache
+_GALAXIES = 2048  # sampled at once on a CPU: their networks' activations stay in cache
 _TARGET = 0.75  # acceptance aimed at
 _DIFFERENCE = 0.01  # step of the finite differences behind the metric, in units of the latent
 _STUDENT_INFORMATION = 0.6  # (nu + 1) / (nu + 3) for nu = 2: Fisher information of a Student-t location, in 1 / scale^2
@@ -61,7 +61,8 @@ def posterior_draws(theta, flux, flux_err, *, emulator, prior, generator, trajec
     """
     floor = likelihood.fractional_error(floor, emulator).to(flux)
     spread = _core_width(parameters.to_latent(prior.sample(4096, generator).to(flux)))
-    chunks = list(zip(theta.split(_GALAXIES), flux.split(_GALAXIES), flux_err.split(_GALAXIES), strict=True))
+    size = _GALAXIES if theta.device.type == "cpu" else 16 * _GALAXIES
+    chunks = list(zip(theta.split(size), flux.split(size), flux_err.split(size), strict=True))
     parts = [
         _chains(parameters.to_latent(t), f, e, emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep)
         for t, f, e in tqdm(chunks, desc="posteriors", disable=None)

@@ -286,7 +286,7 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
         raise ValueError("the points to learn from must be finite: drop failed fits first")
     optimiser = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     average = [p.detach().clone() for p in net.parameters()]
-    history = torch.zeros(steps)
+    history = torch.zeros(steps, device=x.device)
     draw = {"generator": generator, "device": generator.device}
     for step in tqdm(range(steps), desc="score matching", disable=None):
         for group in optimiser.param_groups:
@@ -306,7 +306,7 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
     with torch.no_grad():
         for parameter, value in zip(net.parameters(), average, strict=True):
             parameter.copy_(value)
-    return history
+    return history.cpu()
 
 
 def _heun(model, x, grid):
