@@ -31,7 +31,8 @@ setup: $(READY) ## make .venv from requirements.lock (every other target does it
 	  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo "$$p" && break; done); \
 	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or make PYTHON=<interpreter that has requirements.lock>"; exit 1; }; \
 	"$$python" -m venv --clear .venv
-	.venv/bin/python -m pip install -r requirements.lock
+	.venv/bin/python -m pip install --no-cache-dir --no-compile -r requirements.lock
+	@.venv/bin/python -m pip uninstall --quiet --yes triton # comes with the CUDA wheel of torch: 0.7 GB that only torch.compile needs
 	@touch $@
 
 .venv/.ready: .venv/.lock pyproject.toml

@@ -3,7 +3,8 @@
 For a fixed history the light of a galaxy is linear in the mass of its age bins, so the flux of each bin through each band is a table in
 metallicity and redshift. Attenuation at the band's mean wavelength, emission lines put through the filter curves where they fall, dust
 re-emission and torus by energy balance complete a first estimate. What it misses is smooth: the slope of the attenuation inside a band, the
-answer of the nebular continuum to the gas. That rest is left to the network of ``emulator``. Introduced in notebook 02.
+answer of the nebular continuum to the gas. That rest is left to the network of ``emulator``. Every table is read with continuous first
+derivatives, because samplers and fits follow them. Introduced in notebook 02.
 
 Fluxes here are per Msun formed and in the synthesiser's unit, 1e-15 Lsun/Hz, with the 1 + z of the redshifted frequency interval in them.
 
@@ -17,16 +18,16 @@ import math
 import torch
 from torch import nn
 
-from popcosmos_lib import dust, igm, parameters, ssp
+from popcosmos_lib import dust, igm, interpolation, lines, parameters, ssp
 
 __all__ = ["Features", "magnitude", "tabulate"]
 
 _AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
 _LIGHT = 2.99792458e18  # [Angstrom / s]
-_STEP = 0.0025  # of the redshift tables in ln(1 + z), a quarter of the width of the narrowest band
+_STEP = 1 / 300  # of the redshift tables in ln(1 + z), a third of the width of the narrowest band
 _EDGES = (300.0, 1500.0, 2200.0, 3000.0, 4000.0, 6000.0, 10000.0, 30000.0)  # rest-frame cells of the energy balance [Angstrom]
 _CENTRES = (1200.0, 1830.0, 2570.0, 3480.0, 4900.0, 7700.0, 15000.0)
-_LINES = 48  # strongest lines, computed one by one
+_LINES = 48  # strongest lines; these and the ones that the calibration scales are computed one by one
 _REFERENCE_GAS = (-0.3, -2.5)  # log10Zgas and log10Ugas whose nebular continuum is in the tables
 _FLOOR = 1e-20  # [1e-15 Lsun/Hz], twenty decades below a galaxy: keeps logarithms finite beyond the Lyman limit
 _DROPOUT = 6.0  # colour [mag] beyond which a band holds no light worth a correction
@@ -51,37 +52,36 @@ def tabulate(synthesiser):
     -------
     dict of str to Tensor
         Nodes ``log_z``, ``log_zgas``, ``log_u``, ``torus_depth``; ``light`` (n_z, n_redshift, 8, n_band + 8): flux per band, energy in the
-        cells of the energy balance [Lsun] and bolometric light [Lsun] of each age component per Msun formed in it, divided by ``unit``
-        (8, n_band + 8); ``dust`` (n_redshift, n_band) and ``torus`` (n_tau, n_redshift, n_band): flux of 1 Lsun; ``lines`` (n_z, n_zgas,
-        n_u, n_line) [Lsun] per Msun formed in the last 10 Myr; ``line_wave`` (n_line,) [Angstrom]; ``response`` (n_wave, n_band): flux of a
-        line of 1 Lsun, at steps ``response_grid`` = (first, step) in ln of the observed wavelength; ``effective`` (n_band,) mean wavelength
-        [Angstrom]. The three large tables are in half precision, 0.0005 mag.
+        cells of the energy balance [Lsun] and bolometric light [Lsun] of each age component per Msun formed in it; ``dust`` (n_redshift,
+        n_band) and ``torus`` (n_tau, n_redshift, n_band): flux of 1 Lsun; ``emission`` (n_z, n_zgas, n_u, n_line) [Lsun] per Msun formed in
+        the last 10 Myr; ``line_wave`` (n_line,) [Angstrom]; ``response`` (n_wave, n_band) and ``response_start`` as from
+        ``lines.response``; ``effective`` (n_band,) mean wavelength [Angstrom].
     """
     s = synthesiser
     n_z, young = s.ionising.shape
+    reached = int((s.log_z < float(parameters.BOUNDS[parameters.INDEX["log10Z"], 1])).sum()) + 1  # nodes that the bounds can see
     redshift = torch.expm1(torch.arange(0.0, math.log1p(float(parameters.BOUNDS[-1, 1])) + _STEP, _STEP)).to(s.wave)
     gas = [int((nodes - value).abs().argmin()) for nodes, value in zip((s.log_zgas, s.log_u), _REFERENCE_GAS, strict=True)]
     continuum = s.continuum.view(len(s.log_zgas), len(s.log_u), young, -1)[gas[0], gas[1]]
-    stars = torch.cat([s.young.view(n_z, young, -1) + s.ionising[..., None] * continuum, s.old.view(n_z, -1, len(s.wave))], 1)
-    light, emission = [], []
+    stars = torch.cat([s.young.view(n_z, young, -1) + s.ionising[..., None] * continuum, s.old.view(n_z, -1, len(s.wave))], 1)[:reached]
+    light, infrared = [], []
     for z in redshift.split(16):
         shares = _shares(z, s.edges)
         spectra = torch.einsum("rca,zaw->rzcw", shares, stars)
         through = igm.transmission(s.wave, z)[:, None, None]
         energy = torch.stack([spectra[..., cell] @ s.energy[cell] for cell in _cells(s.wave)], -1)
-        bolometric = torch.einsum("rca,za->rzc", shares, s.bolometric)
+        bolometric = torch.einsum("rca,za->rzc", shares, s.bolometric[:reached])
         light.append(torch.cat([_band_flux(s, spectra * through, z), energy, bolometric[..., None]], -1))
-        emission.append(_band_flux(s, torch.cat([s.dust[None], s.torus]).expand(len(z), -1, -1), z))
-    light, emission = torch.cat(light).transpose(0, 1).contiguous(), torch.cat(emission).transpose(0, 1).contiguous()
-    unit = light.amax((0, 1))
+        infrared.append(_band_flux(s, torch.cat([s.dust[None], s.torus]).expand(len(z), -1, -1), z))
+    light, infrared = torch.cat(light).transpose(0, 1).contiguous(), torch.cat(infrared).transpose(0, 1).contiguous()
     youngest = _shares(redshift[:1], s.edges)[0, 0, :young]
-    lines = torch.einsum("a,za,gual->zgul", youngest, s.ionising, s.emission.view(len(s.log_zgas), len(s.log_u), young, -1))
-    chosen = _strongest(lines, s.line_wave)
+    emitted = torch.einsum("a,za,gual->zgul", youngest, s.ionising, s.emission.view(len(s.log_zgas), len(s.log_u), young, -1))
+    chosen = _chosen(emitted, s.line_wave)
     return {
-        "log_z": s.log_z, "log_zgas": s.log_zgas, "log_u": s.log_u, "torus_depth": s.torus_depth,
-        "light": (light / unit).half(), "unit": unit, "dust": emission[0], "torus": emission[1:].half(),
-        "lines": lines[..., chosen], "line_wave": s.line_wave[chosen], **_response(s, chosen),
-        "effective": (s.weight * s.node.exp()).sum(-1),
+        "log_z": s.log_z[:reached], "log_zgas": s.log_zgas, "log_u": s.log_u, "torus_depth": s.torus_depth,
+        "light": light, "dust": infrared[0], "torus": infrared[1:], "emission": emitted[:reached, ..., chosen],
+        "line_wave": s.line_wave[chosen], "response": s.line_response.half(), "response_start": torch.tensor(s.line_start),
+        "effective": s.passbands.effective,
     }  # fmt: skip
 
 
@@ -100,30 +100,15 @@ def _cells(wave):
 
 def _band_flux(s, spectra, z):
     """Mean flux of spectra (n, ..., n_wave) seen at redshifts (n,) through each band, (n, ..., n_band)."""
-    position = (s.node.flatten() - torch.log1p(z)[:, None] - s.log_start) / s.log_step
-    below = position.floor().long().clamp(0, len(s.wave) - 2)
-    rows = []
-    for spectrum, i, part in zip(spectra, below, position - below, strict=True):
-        nodes = torch.lerp(spectrum[..., i], spectrum[..., i + 1], part)
-        rows.append((nodes.unflatten(-1, s.node.shape) * s.weight).sum(-1))
+    rows = [(spectrum[..., pixel] * weight) @ s.passbands.member for spectrum, pixel, weight in zip(spectra, *s.passbands.at(z), strict=True)]
     return torch.stack(rows) * (1 + z).view(-1, *[1] * rows[0].ndim)
 
 
-def _strongest(lines, wave):
-    """Indices of the lines that matter most anywhere on the grid, ordered by wavelength; those that no band can see are left out."""
+def _chosen(emitted, wave):
+    """Indices, in order of wavelength, of the calibrated lines and of those that matter most anywhere on the grid where bands can see."""
     visible = (wave > 1200.0) & (wave < 5e4)
-    share = (lines / lines[..., visible].sum(-1, keepdim=True)).amax((0, 1, 2)) * visible
-    chosen = share.topk(_LINES).indices
-    return chosen[wave[chosen].argsort()]
-
-
-def _response(s, chosen):
-    """The synthesiser's line response with the unit of a flux per Lsun, on its own grid in ln wavelength."""
-    line = int(chosen[0])  # any line tells where the grid starts
-    step = 1.0 / 4000
-    start = float(s.line_wave[line].log()) - float(s.line_position[line]) * step
-    wave = torch.exp(start + step * torch.arange(len(s.line_response), dtype=torch.float64)).to(s.wave)
-    return {"response": (s.line_response * wave[:, None] * (1e15 / _LIGHT)).half(), "response_grid": torch.tensor([start, step]).to(s.wave)}
+    share = (emitted / emitted[..., visible].sum(-1, keepdim=True)).amax((0, 1, 2)) * visible
+    return torch.cat([lines.matched(wave), share.topk(_LINES).indices]).unique()
 
 
 class Features(nn.Module):
@@ -144,10 +129,18 @@ class Features(nn.Module):
         super().__init__()
         for name, table in tables.items():
             self.register_buffer(name, table)
-        self.register_buffer("centres", torch.tensor(_CENTRES).to(self.effective), persistent=False)
         self.size = 24 + 3 * len(self.effective)
-        self._blue = int((self.line_wave <= igm.LYMAN_ALPHA * 1.0001).sum())  # lines that the intergalactic medium absorbs
-        self._start, self._step = self.response_grid.tolist()
+        self._start = float(self.response_start)
+        knots = torch.stack([self.light, interpolation.monotone_slopes(self.light, 1)], 2)  # (n_z, n_redshift, 2, 8, n_band + 8)
+        hot = torch.stack([self.torus, interpolation.monotone_slopes(self.torus, 1)], 2)
+        glow = torch.stack([self.dust, interpolation.monotone_slopes(self.dust, 0)], 1)
+        derived = {
+            "_knots": knots.flatten(0, 3), "_hot": hot.flatten(0, 2), "_glow": glow.flatten(0, 1),
+            "_response": self.response.to(self.light), "_centres": torch.tensor(_CENTRES).to(self.effective),
+            "_calibrated": lines.matched(self.line_wave),
+        }  # fmt: skip
+        for name, table in derived.items():
+            self.register_buffer(name, table, persistent=False)
 
     def forward(self, theta):
         """First estimate for unit mass.
@@ -166,19 +159,24 @@ class Features(nn.Module):
         """
         p = {name: parameters.column(theta, name) for name in parameters.NAMES}
         shift = torch.log1p(p["z"])
-        mass, light = self._mass(theta), self._light(p["log10Z"], shift)
+        place = interpolation.hermite(shift / _STEP, len(self.dust))
+        metal = interpolation.rounded(p["log10Z"], self.log_z)
+        mass = self._mass(theta)
+        young, old = self._light(mass, metal, place)  # (n, n_band + 8)
         n_band = len(self.effective)
-        young, old = mass[:, :1] * light[:, 0, :-1], (mass[:, 1:, None] * light[:, 1:, :-1]).sum(1)  # (n, n_band + 7)
-        bolometric = (mass * light[..., -1]).sum(-1)
 
         cloud = p["dust2"] * p["dust1_fraction"]
-        wave = torch.cat([self.effective * torch.exp(-shift)[:, None], self.centres.expand(len(theta), -1)], -1)
+        wave = torch.cat([self.effective * torch.exp(-shift)[:, None], self._centres.expand(len(theta), -1)], -1)
         diffuse = torch.exp(-p["dust2"][:, None] * dust.diffuse(wave, p["dust_index"]))
-        young_out, old_out = young * diffuse * torch.exp(-cloud[:, None] * dust.birth_cloud(wave)), old * diffuse
-        lines, lines_out = self._lines(p, mass[:, 0], cloud)
-        absorbed = (young + old - young_out - old_out)[:, n_band:].sum(-1) + (lines - lines_out).sum(-1)
-        torus = torch.einsum("nt,ntb->nb", *self._torus(p["lntauAGN"], shift)) * (p["lnfAGN"].exp() * bolometric)[:, None]
-        infrared = absorbed[:, None] * self._rows(self.dust, shift) + torus * diffuse[:, :n_band]
+        young_out = young[:, :-1] * diffuse * torch.exp(-cloud[:, None] * dust.birth_cloud(wave))
+        old_out = old[:, :-1] * diffuse
+        emitted = self._emitted(p, mass[:, 0], metal)
+        shining = emitted * self._line_transmission(p, cloud)
+        absorbed = (young[:, :-1] + old[:, :-1] - young_out - old_out)[:, n_band:].sum(-1) + (emitted - shining).sum(-1)
+        glow = absorbed[:, None] * self._rows(self._glow, place, torch.ones_like(shift)[:, None])
+        depth = interpolation.rounded(p["lntauAGN"].exp(), self.torus_depth)
+        torus = (p["lnfAGN"].exp() * (young + old)[:, -1])[:, None] * self._rows(self._hot, place, depth)
+        infrared = glow + torus * diffuse[:, :n_band]
         continuum = young_out[:, :n_band] + old_out[:, :n_band] + infrared
 
         estimate, level = magnitude(continuum), magnitude(continuum.mean(-1, keepdim=True))
@@ -188,7 +186,15 @@ class Features(nn.Module):
         root = torch.sqrt(p["dust2"].clamp_min(0.0) + _SOFT)
         inputs = torch.cat([theta[:, 1:8], root[:, None], theta[:, 9:15], shift[:, None], (root * p["dust1_fraction"])[:, None], fractions,
                             level, colour, share], -1)  # fmt: skip
-        return inputs, continuum, self._through_bands(lines_out, p["z"], shift)
+        seen = lines.band_flux(shining, self.line_wave, p["z"], self._response, self._start)
+        return inputs, continuum, seen * (1 + p["z"])[:, None]
+
+    def lines(self, theta):
+        """Luminosities after dust of the lines of ``lines.CALIBRATED``, (n, 44) [Lsun] per Msun formed."""
+        p = {name: parameters.column(theta, name) for name in parameters.NAMES}
+        metal = interpolation.rounded(p["log10Z"], self.log_z)
+        emitted = self._emitted(p, self._mass(theta)[:, 0], metal)
+        return (emitted * self._line_transmission(p, p["dust2"] * p["dust1_fraction"]))[:, self._calibrated]
 
     def _mass(self, theta):
         """Mass formed in each age component, (n, 8)."""
@@ -196,54 +202,38 @@ class Features(nn.Module):
         cut = 1e-9 * ssp.BIRTH_CLOUD / 0.03
         return torch.cat([bins[:, :1] * cut, bins[:, :1] * (1 - cut), bins[:, 1:]], -1)
 
-    def _light(self, log_z, shift):
-        """Table of the age components at a metallicity and a redshift, (n, 8, n_band + 8)."""
-        (i, u), (j, v) = _place(log_z, self.log_z), self._redshift(shift)
-        flat, count = self.light.flatten(0, 1), self.light.shape[1]
-        rows = torch.stack([i * count + j, i * count + j + 1, (i + 1) * count + j, (i + 1) * count + j + 1], -1)
-        weights = torch.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], -1)
-        return torch.einsum("nk,nkcb->ncb", weights, flat[rows].to(weights)) * self.unit
+    def _light(self, mass, metal, place):
+        """Light of the stars younger and older than the birth clouds, each (n, n_band + 8)."""
+        n_z, length, kinds = len(self.log_z), len(self.dust), mass.shape[-1]
+        nearest = metal.detach().argmax(-1).clamp(1, n_z - 2)
+        around = nearest[:, None] + torch.arange(-1, 2, device=mass.device)  # the only metallicities that can have weight
+        start = (around * length + place[0][:, None]) * 2 * kinds
+        weight = metal.gather(1, around)[:, :, None] * place[1].flatten(1)[:, None]  # (n, 3, 4)
+        sides = []
+        for kind in (torch.arange(1, device=mass.device), torch.arange(1, kinds, device=mass.device)):
+            offset = kinds * torch.arange(4, device=mass.device)[:, None] + kind  # value and slope below, value and slope above
+            rows = start[:, :, None, None] + offset
+            share = weight[..., None] * mass[:, None, None, kind]
+            sides.append(_weighted_sum(rows, self._knots, share))
+        return sides
 
-    def _redshift(self, shift):
-        position = (shift / _STEP).clamp(0, self.dust.shape[0] - 1.001)
-        below = position.detach().long()
-        return below, position - below
+    def _rows(self, table, place, weight):
+        """Sum over the first axis of a table at a redshift, (n, n_band); ``weight`` (n, n_first)."""
+        start = (torch.arange(weight.shape[-1], device=weight.device) * len(self.dust) + place[0][:, None]) * 2
+        rows = start[..., None] + torch.arange(4, device=weight.device)
+        return _weighted_sum(rows, table, weight[..., None] * place[1].flatten(1)[:, None])
 
-    def _rows(self, table, shift):
-        j, v = self._redshift(shift)
-        return torch.lerp(table[j], table[j + 1], v[:, None])
+    def _emitted(self, p, youngest, metal):
+        """Line luminosities before dust, (n, n_line) [Lsun]."""
+        gas = interpolation.rounded(p["log10Zgas"], self.log_zgas), interpolation.rounded(p["log10Ugas"], self.log_u)
+        weight = torch.einsum("na,nb,nc->nabc", metal * youngest[:, None], *gas)
+        return weight.flatten(1) @ self.emission.flatten(0, 2)
 
-    def _torus(self, log_depth, shift):
-        """Interpolation weights in depth (n, 2), and the two spectra's flux per band (n, 2, n_band)."""
-        i, u = _place(log_depth.exp(), self.torus_depth)
-        j, v = self._redshift(shift)
-        pair = torch.stack([i, i + 1], -1)
-        low, high = self.torus[pair, j[:, None]], self.torus[pair, j[:, None] + 1]
-        return torch.stack([1 - u, u], -1), torch.lerp(low.to(u), high.to(u), v[:, None, None])
-
-    def _lines(self, p, youngest, cloud):
-        """Line luminosities before and after dust, (n, n_line) [Lsun]."""
-        (i, u), (j, v), (k, w) = _place(p["log10Z"], self.log_z), _place(p["log10Zgas"], self.log_zgas), _place(p["log10Ugas"], self.log_u)
-        value = 0.0
-        for a, b, c in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
-            weight = (u if a else 1 - u) * (v if b else 1 - v) * (w if c else 1 - w) * youngest
-            value = value + weight[:, None] * self.lines[i + a, j + b, k + c]
+    def _line_transmission(self, p, cloud):
         depth = p["dust2"][:, None] * dust.diffuse(self.line_wave, p["dust_index"]) + cloud[:, None] * dust.birth_cloud(self.line_wave)
-        return value, value * torch.exp(-depth)
-
-    def _through_bands(self, lines, z, shift):
-        """Flux of the lines in each band, after the intergalactic medium, (n, n_band)."""
-        if self._blue:  # the red half of Lyman alpha escapes, as in the synthesiser
-            through = 0.5 * (1 + igm.transmission(self.line_wave[: self._blue], z))
-            lines = torch.cat([lines[:, : self._blue] * through, lines[:, self._blue :]], -1)
-        position = ((self.line_wave.log() + shift[:, None] - self._start) / self._step).clamp(0, len(self.response) - 1.001)
-        below = position.detach().long()
-        part = (position - below)[..., None]
-        return torch.einsum("nl,nlb->nb", lines, torch.lerp(self.response[below].to(part), self.response[below + 1].to(part), part))
+        return torch.exp(-depth)
 
 
-def _place(x, nodes):
-    """Node below each x and the fraction of the way to the next, held constant beyond the ends; differentiable in x."""
-    x = x.clamp(nodes[0], nodes[-1])
-    below = (torch.searchsorted(nodes, x.detach().contiguous(), right=True) - 1).clamp(0, len(nodes) - 2)
-    return below, (x - nodes[below]) / (nodes[below + 1] - nodes[below])
+def _weighted_sum(rows, table, weight):
+    """Sum of rows of a table, each with its weight, gathered and summed at once; (n, ...), (n, ...) -> (n, n_column)."""
+    return torch.nn.functional.embedding_bag(rows.flatten(1), table, mode="sum", per_sample_weights=weight.flatten(1))

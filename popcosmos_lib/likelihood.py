@@ -29,6 +29,8 @@ _SHORTLIST = 1024  # library galaxies ranked by the full posterior
 _SHORTLIST_FLOOR = 0.05  # smallest fractional error while choosing them
 _APART = 0.08  # dz/(1+z) between starting points
 _DIFFERENCE = 0.01  # step of the numerical derivatives, in units of phi
+_DIFFERENCE_Z = 0.001  # the same in redshift, where a line crosses a band within 0.02
+_RESTART = 25  # steps after which the curvature is computed anew
 _SOFTEST = 0.1  # smallest curvature granted to the prior in any direction (1 for a uniform one)
 TOLERANCE = 0.05  # gain promised by a further full step below which a fit has converged [nat]
 
@@ -212,13 +214,16 @@ def _distinct(score, z, n):
 
 def _log_posterior(phi, flux, flux_err, floor, prior, emulator):
     magnitude = photometry(emulator, parameters.to_theta(phi))
-    return log_likelihood(magnitude, flux, flux_err, floor) + prior.log_prob(phi), magnitude
+    return log_likelihood(magnitude, flux, flux_err, floor) + prior.log_prob(phi)
 
 
-def _slope(prior, phi):
+def _slope(function, phi):
+    """Value and gradient of a function of phi, one value a row; minus infinity and zero where they are not finite."""
     with torch.enable_grad():
         phi = phi.detach().requires_grad_()
-        return torch.autograd.grad(prior.log_prob(phi).sum(), phi)[0].nan_to_num(0.0, 0.0, 0.0)
+        value = function(phi)
+        gradient = torch.autograd.grad(value.sum(), phi)[0]
+    return value.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _definite(matrix):
@@ -227,46 +232,67 @@ def _definite(matrix):
     return (vectors * values.clamp_min(_SOFTEST)[..., None, :]) @ vectors.mT
 
 
-def _expand(phi, magnitude, flux, flux_err, floor, prior, emulator):
-    """Gradient (n, 16) and positive curvature (n, 16, 16) of ln posterior: Gauss-Newton for the data, clipped Hessian for the prior.
+def _curvature(phi, flux, flux_err, floor, prior, emulator):
+    """Positive curvature (n, 16, 16) of ln posterior, float64: Gauss-Newton for the data, clipped Hessian for the prior.
 
     Derivatives are forward differences: 16 more evaluations of the emulator are cheaper than its 26 backward passes.
     """
     n, d = phi.shape
-    near = phi[:, None] + _DIFFERENCE * torch.eye(d).to(phi)
+    step = torch.full((d,), _DIFFERENCE).to(phi)
+    step[parameters.INDEX["z"]] = _DIFFERENCE_Z
+    near = (phi[:, None] + torch.diag(step)).reshape(-1, d)
+    magnitude = photometry(emulator, parameters.to_theta(phi))
     residual, scale, there = _residual(magnitude, flux, flux_err, floor)
     model = model_flux(magnitude)
-    neighbour = model_flux(photometry(emulator, parameters.to_theta(near.reshape(-1, d)))).reshape(n, d, -1)
-    jacobian = ((neighbour - model[:, None]) / (_DIFFERENCE * scale[:, None])).nan_to_num(0.0, 0.0, 0.0)
-    weight = torch.where(there, 3 / (2 + residual**2), 0.0)
-    # the scale follows the model through the floor: hence the second term
-    pull = weight * residual + torch.where(there, (weight * residual**2 - 1) * floor**2 * model / scale, 0.0)
-    slope = _slope(prior, phi)
-    hessian = (slope[:, None] - _slope(prior, near.reshape(-1, d)).reshape(n, d, d)) / _DIFFERENCE
-    curvature = _definite(hessian) + (jacobian * weight[:, None]) @ jacobian.mT
-    return (jacobian @ pull[..., None])[..., 0] + slope, curvature
+    neighbour = model_flux(photometry(emulator, parameters.to_theta(near))).reshape(n, d, -1)
+    jacobian = ((neighbour - model[:, None]) / (step[:, None] * scale[:, None])).nan_to_num(0.0, 0.0, 0.0).double()
+    weight = torch.where(there, 3 / (2 + residual**2), 0.0).double()
+    slope = _slope(prior.log_prob, phi)[1]
+    hessian = (slope[:, None] - _slope(prior.log_prob, near)[1].reshape(n, d, d)) / step[:, None]
+    # stiff directions reach 1e7: in float32 their rounding would outweigh the soft ones
+    return _definite(hessian.double()) + (jacobian * weight[:, None]) @ jacobian.mT
 
 
 def _climb(phi, flux, flux_err, floor, prior, emulator, steps):
-    """Levenberg-Marquardt ascent, each row its own problem; returns phi, ln posterior and what a further full step would gain [nat]."""
+    """Quasi-Newton (BFGS) ascent, each row its own problem; returns phi, ln posterior and what a further full step would gain [nat].
+
+    The inverse curvature starts as Gauss-Newton's and learns from exact gradients what that leaves out, which is what bends the narrow
+    ridges between dust, age and redshift; every ``_RESTART`` steps it starts anew.
+    """
     phi = phi.clone()
-    value, magnitude = _log_posterior(phi, flux, flux_err, floor, prior, emulator)
-    damping, promise = torch.full_like(value, 1e-2), torch.full_like(value, torch.inf)
-    for _ in range(steps):
+    value, gradient = _slope(lambda x: _log_posterior(x, flux, flux_err, floor, prior, emulator), phi)
+    promise = torch.full_like(value, torch.inf)
+    for start in range(0, steps + _RESTART, _RESTART):
         rows = (promise > TOLERANCE).nonzero()[:, 0]
-        if not len(rows):
+        data = flux[rows], flux_err[rows], floor, prior, emulator
+        inverse = torch.linalg.inv(_curvature(phi[rows], *data)).to(phi)
+        promise[rows] = 0.5 * torch.einsum("ni,nij,nj->n", gradient[rows], inverse, gradient[rows])
+        rows, inverse = rows[promise[rows] > TOLERANCE], inverse[promise[rows] > TOLERANCE]
+        if not len(rows) or start >= steps:
             break
         data = flux[rows], flux_err[rows], floor, prior, emulator
-        gradient, curvature = _expand(phi[rows], magnitude[rows], *data)
-        promise[rows] = 0.5 * (gradient * torch.linalg.solve(curvature, gradient)).sum(-1)
-        step = torch.linalg.solve(curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[rows, None]), gradient)
-        trial = phi[rows] + step / step.abs().amax(-1, keepdim=True).clamp_min(1.0)
-        new, there = _log_posterior(trial, *data)
-        better = new > value[rows]
-        up = rows[better]
-        phi[up], value[up], magnitude[up] = trial[better], new[better], there[better]
-        damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 6).clamp(1e-6, 1e6)
+        length = torch.ones_like(value[rows])
+        for _ in range(min(_RESTART, steps - start)):
+            old = gradient[rows]
+            step = (inverse @ old[..., None])[..., 0]
+            step = length[:, None] * step / step.abs().amax(-1, keepdim=True).clamp_min(1.0)
+            new, slope = _slope(lambda x, data=data: _log_posterior(x, *data), phi[rows] + step)
+            inverse = _learn(inverse, step, old - slope)
+            better = new > value[rows] + 1e-4 * (old * step).sum(-1)
+            up = rows[better]
+            phi[up] += step[better]
+            value[up], gradient[up] = new[better], slope[better]
+            length = torch.where(better, 1.0, 0.3 * length)
     return phi, value, promise
+
+
+def _learn(inverse, step, change):
+    """BFGS update of inverse curvatures (n, 16, 16) with a step and minus the change of the gradient along it; none where not convex."""
+    along = (step * change).sum(-1)
+    convex = along > 1e-6 * step.norm(dim=-1) * change.norm(dim=-1)
+    rate = torch.where(convex, 1 / torch.where(convex, along, 1.0), 0.0)[:, None, None]
+    project = torch.eye(step.shape[-1]).to(step) - rate * step[:, :, None] * change[:, None]
+    return project @ inverse @ project.mT + rate * step[:, :, None] * step[:, None]
 
 
 class Modes(NamedTuple):
@@ -291,7 +317,7 @@ class Modes(NamedTuple):
 
 
 @torch.no_grad()
-def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=60, floor=0.0):
+def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=150, floor=0.0):
     """Maxima of the posterior, by batched ascent from several redshifts.
 
     Parameters
@@ -304,7 +330,7 @@ def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=60, flo
         Starts are its best galaxies, each rescaled to the observed brightness, at ``n_starts`` different redshifts.
     n_starts : int
     steps : int
-        Largest number of steps; each costs 17 emulator evaluations per start.
+        Largest number of steps; each costs one emulator evaluation with its gradient per start.
     floor : float or Tensor of shape (n_band,)
         Fractional error of the model flux, emulator error included.
 
@@ -322,18 +348,17 @@ def modes(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=60, flo
         phi = phi.gather(1, start[..., None].expand(-1, -1, 16)).reshape(-1, 16)
         data = f.repeat_interleave(n_starts, 0), e.repeat_interleave(n_starts, 0), floor, prior, emulator
         phi, value, promise = _climb(phi, *data, steps)
-        # stiff directions reach 1e7: in float32 their rounding would outweigh the soft ones
-        curvature = _definite(_expand(phi, photometry(emulator, parameters.to_theta(phi)), *data)[1].double())
+        curvature = _definite(_curvature(phi, *data))
         parts.append([x.reshape(len(f), n_starts, *x.shape[1:]) for x in (phi, value, curvature, promise < TOLERANCE)])
     return Modes(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, steps=60, floor=0.0, n_library=50_000):
+def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, steps=150, floor=0.0, n_library=50_000):
     """Most probable parameters: the best of ``modes`` from a library of prior draws.
 
     The papers descend with Adam; on these narrow curved ridges Adam needs thousands of steps and stops short unnoticed, so
-    Levenberg-Marquardt steps are taken instead, and the gain still to be had is the convergence test.
+    quasi-Newton steps are taken instead, and the gain still to be had is the convergence test.
 
     Parameters
     ----------

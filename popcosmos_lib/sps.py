@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from popcosmos_lib import cosmology, dust, filters, igm, parameters, remnants, ssp
+from popcosmos_lib import cosmology, dust, filters, igm, interpolation, lines, parameters, passbands, remnants, ssp
 
 __all__ = ["Spectrum", "Synthesiser", "load"]
 
-_NODES = 48  # quadrature nodes per band
-_LINE_RESOLUTION = 4000  # of the table through which lines meet the curves; 2 Angstrom in NB711
 _CHUNK = {"cpu": 250, "cuda": 16_000}  # galaxies at a time: intermediate spectra stay in a processor's cache, or fill a GPU
 _LIGHT = 2.99792458e18  # [Angstrom / s]
 _AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
@@ -89,12 +87,11 @@ class Synthesiser(nn.Module):
         wave, cells = table["wave"], table["edges"]
         self.n_young = int((cells[1:] <= ssp.BIRTH_CLOUD * 1.001).sum())
         self.log_start, self.log_step = math.log(wave[0]), math.log(wave[-1] / wave[0]) / (len(wave) - 1)
-        self.n_photometry = int((bands.wave.max().log() - self.log_start) / self.log_step) + 3  # the bands never look further
+        self.passbands = passbands.Passbands(bands, wave)
         n_z, n_cell = table["bolometric"].shape
         depth, torus, self.torus_source = dust.torus(wave.numpy())
         surviving = table["living"] + remnants.mass_fraction(0.5 * (cells[1:] + cells[:-1]))
-        nodes, weight = bands.quadrature(_NODES)
-        line_start, line_response = _line_table(bands)
+        self.line_start, line_response = lines.response(bands)
         constants = {
             "wave": wave,
             "edges": cells / 1e9,  # Gyr, as parameters.age_edges
@@ -113,10 +110,7 @@ class Synthesiser(nn.Module):
             "torus_depth": torch.as_tensor(depth),
             "torus": torch.as_tensor(torus),
             "energy": 1e-15 * _LIGHT / wave * self.log_step,  # [Lsun] of a pixel per 1e-15 Lsun/Hz
-            "node": nodes.log(),
-            "weight": weight,
             "line_response": line_response,
-            "line_position": (table["line_wave"].log() - line_start) * _LINE_RESOLUTION,
         }
         for name, value in constants.items():
             self.register_buffer(name, value.to(torch.float32).contiguous(), persistent=False)
@@ -155,17 +149,17 @@ class Synthesiser(nn.Module):
         Spectrum
         """
         theta = self._check(theta)
-        components, lines, absorbed = self._shine(theta, len(self.wave))
+        components, shining, absorbed = self._shine(theta, len(self.wave))
         mass = 10.0 ** parameters.column(theta, "log10M_formed")[:, None]
         components = {name: (1e-15 * mass) * light for name, light in components.items()}
         total = sum(light for name, light in components.items() if name != "intrinsic")
-        return Spectrum(self.wave, total, components, self.line_wave, mass * lines, mass[:, 0] * absorbed)
+        return Spectrum(self.wave, total, components, self.line_wave, mass * shining, mass[:, 0] * absorbed)
 
     def lines(self, theta):
         """Luminosities of the emission lines after dust, (n, n_line) [Lsun]; vacuum wavelengths in ``line_wave`` [Angstrom]."""
         theta = self._check(theta)
-        lines = torch.cat([self._shine(chunk, self.n_photometry)[1] for chunk in theta.split(_CHUNK[theta.device.type])])
-        return 10.0 ** parameters.column(theta, "log10M_formed")[:, None] * lines
+        shining = torch.cat([self._shine(chunk, self.passbands.reach)[1] for chunk in theta.split(_CHUNK[theta.device.type])])
+        return 10.0 ** parameters.column(theta, "log10M_formed")[:, None] * shining
 
     def surviving_fraction(self, theta):
         """Mass in living stars and remnants per mass formed, shape (n,) (Thorp+25 footnote 18)."""
@@ -203,7 +197,7 @@ class Synthesiser(nn.Module):
         return torch.einsum("nb,nbe->ne", parameters.mass_fractions(theta), share).diff(dim=-1)
 
     def _metal_weight(self, theta):
-        return _hat(parameters.column(theta, "log10Z"), self.log_z)
+        return interpolation.rounded(parameters.column(theta, "log10Z"), self.log_z)
 
     def _shine(self, theta, n_wave):
         """Components of the first ``n_wave`` pixels [1e-15 Lsun/Hz], lines [Lsun] and absorbed luminosity [Lsun], each per Msun formed."""
@@ -213,71 +207,33 @@ class Synthesiser(nn.Module):
         old = mix[:, :, self.n_young :].flatten(1) @ self.old[:, :n_wave]
         young = mix[:, :, : self.n_young].flatten(1) @ self.young[:, :n_wave]
         photons = (mix[:, :, : self.n_young] * self.ionising).sum(1)  # per age, at the metallicity of the stars
-        gas = _hat(column["log10Zgas"][:, 0], self.log_zgas)[:, :, None] * _hat(column["log10Ugas"][:, 0], self.log_u)[:, None, :]
-        gas = (gas[..., None] * photons[:, None, None, :]).flatten(1)
-        nebular, lines = gas @ self.continuum[:, :n_wave], gas @ self.emission
+        gas = [interpolation.rounded(column[k][:, 0], nodes) for k, nodes in (("log10Zgas", self.log_zgas), ("log10Ugas", self.log_u))]
+        gas = torch.einsum("na,nb,nc->nabc", *gas, photons).flatten(1)
+        nebular, emitted = gas @ self.continuum[:, :n_wave], gas @ self.emission
 
         depth = column["dust2"]
         cloud = depth * column["dust1_fraction"]
         wave, energy, index = self.wave[:n_wave], self.energy[:n_wave], column["dust_index"][:, 0]
         through = torch.exp(-depth * dust.diffuse(wave, index))
         inside = through * torch.exp(-cloud * dust.birth_cloud(wave))
-        shining = lines * torch.exp(-depth * dust.diffuse(self.line_wave, index) - cloud * dust.birth_cloud(self.line_wave))
+        shining = emitted * torch.exp(-depth * dust.diffuse(self.line_wave, index) - cloud * dust.birth_cloud(self.line_wave))
         intrinsic = old + young + nebular
         stars, nebular = through * old + inside * young, inside * nebular
-        absorbed = (intrinsic - stars - nebular) @ energy + (lines - shining).sum(-1)
+        absorbed = (intrinsic - stars - nebular) @ energy + (emitted - shining).sum(-1)
 
-        torus = _hat(column["lntauAGN"][:, 0].exp(), self.torus_depth) @ self.torus[:, :n_wave]
+        torus = interpolation.rounded(column["lntauAGN"][:, 0].exp(), self.torus_depth) @ self.torus[:, :n_wave]
         power = column["lnfAGN"].exp() * (mix * self.bolometric).sum((1, 2))[:, None]
         components = {"stars": stars, "nebular": nebular, "dust": absorbed[:, None] * self.dust[:n_wave], "agn": power * through * torus}
         return components | {"intrinsic": intrinsic}, shining, absorbed
 
     def _magnitudes(self, theta):
         z = parameters.column(theta, "z")
-        components, lines, _ = self._shine(theta, self.n_photometry)
+        components, shining, _ = self._shine(theta, self.passbands.reach)
         light = components["stars"] + components["nebular"] + components["dust"] + components["agn"]
         n_blue = int((math.log(igm.LYMAN_ALPHA) - self.log_start) / self.log_step) + 1
         light = torch.cat([light[:, :n_blue] * igm.transmission(self.wave[:n_blue], z), light[:, n_blue:]], -1)
 
-        shift = torch.log1p(z)
-        position = (self.node.flatten() - shift[:, None] - self.log_start) / self.log_step
-        below = position.detach().floor().long().clamp(0, self.n_photometry - 2)
-        part = position - below
-        nodes = torch.lerp(light.gather(1, below), light.gather(1, below + 1), part)
-        flux = (nodes.reshape(len(z), *self.node.shape) * self.weight).sum(-1)
-        flux = flux + self._line_flux(lines, z, shift)
+        flux = self.passbands(light, z)
+        flux = flux + lines.band_flux(shining, self.line_wave, z, self.line_response, self.line_start)
         scale = cosmology.distance_modulus(z) - 2.5 * torch.log10(1 + z) - 2.5 * parameters.column(theta, "log10M_formed")
         return _AB_ZERO - 2.5 * torch.log10(flux.clamp_min(_FAINT)) + scale[:, None]
-
-    def _line_flux(self, lines, z, shift):
-        """What the lines add to the mean flux density of each band, (n, n_band) [1e-15 Lsun/Hz], exact at the observed wavelength."""
-        blue = self.line_wave < igm.LYMAN_ALPHA * 1.0001
-        sides = [igm.transmission(self.line_wave[blue] * side, z) for side in (1 - 1e-5, 1 + 1e-5)]
-        through = torch.ones_like(lines)
-        through[:, blue] = 0.5 * (sides[0] + sides[1])  # a Lyman line sits on the edge of its own absorption
-        density = through * lines * self.line_wave * (1e15 / _LIGHT)  # L / nu
-        position = (self.line_position + shift[:, None] * _LINE_RESOLUTION).clamp(0, len(self.line_response) - 1.001)
-        below = position.detach().floor().long()
-        part = (position - below)[..., None]
-        response = torch.lerp(self.line_response[below], self.line_response[below + 1], part)
-        return torch.einsum("nl,nlb->nb", density, response)
-
-
-def _hat(x, nodes):
-    """Weights (n, n_node) of linear interpolation between increasing nodes, held constant beyond the ends; differentiable in x."""
-    x = x.clamp(nodes[0], nodes[-1])
-    above = torch.searchsorted(nodes, x.detach().contiguous(), right=True).clamp(1, len(nodes) - 1)
-    part = (x - nodes[above - 1]) / (nodes[above] - nodes[above - 1])
-    one = torch.nn.functional.one_hot
-    return one(above - 1, len(nodes)) * (1 - part)[:, None] + one(above, len(nodes)) * part[:, None]
-
-
-def _line_table(bands):
-    """ln of its first wavelength, and the response of every band per unit of its integral over ln wavelength, (n_wave, n_band)."""
-    start, stop = math.log(bands.wave.min()) - 2 / _LINE_RESOLUTION, math.log(bands.wave.max()) + 2 / _LINE_RESOLUTION
-    grid = np.exp(np.arange(start, stop, 1 / _LINE_RESOLUTION))
-    columns = []
-    for wave, transmission in zip(bands.wave.numpy(), bands.transmission.numpy(), strict=True):
-        norm = np.trapezoid(transmission, np.log(wave))
-        columns.append(np.interp(grid, wave, transmission, left=0.0, right=0.0) / norm)
-    return start, torch.as_tensor(np.stack(columns, -1))
