@@ -14,9 +14,29 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["magnitudes"]
+__all__ = ["galaxies", "magnitudes"]
 
 _METALS = [0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0]  # of the grid, in units of 0.02
+
+
+def galaxies(n, generator):
+    """Population-like histories and dust at z = 0.05 to 5.5, (n, 16) in float64, kept to what both engines have.
+
+    Gas has the metallicity of the stars, below solar (``ssp`` has no gas above); dust_index is 0 and birth clouds add nothing, so that the
+    attenuation curves are one; the torus is at its lower bound.
+    """
+    import torch
+
+    from popcosmos_lib import parameters, ssp, universe
+
+    theta = universe.sample(n, generator).double()
+    u = torch.rand(2, n, generator=generator, dtype=torch.float64)
+    to_gas = float(np.log10(ssp.SOLAR_STARS / ssp.SOLAR_GAS))
+    stars = -1.85 + u[0] * (1.85 - to_gas)
+    fixed = {"z": 0.05 + 5.45 * u[1], "log10Z": stars, "log10Zgas": stars + to_gas, "dust_index": 0.0, "dust1_fraction": 0.0}
+    for name, value in (fixed | {"lnfAGN": float(parameters.BOUNDS[parameters.INDEX["lnfAGN"], 0])}).items():
+        theta[:, parameters.INDEX[name]] = value
+    return theta
 
 
 def magnitudes(theta, bands, folder, resolution=None):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import filters, parameters, sps, universe
+from popcosmos_lib import filters, parameters, sps
 
-N = 150
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("bagpipes") is None, reason="bagpipes is not installed: pip install bagpipes==1.3.6"),
@@ -18,20 +17,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def galaxies():
-    """Population-like histories and dust at z = 0.05 to 5.5, kept to what both engines have.
-
-    Gas has the metallicity of the stars, below solar (``ssp`` has no gas above); dust_index is 0 and birth clouds add nothing, so that the
-    attenuation curves are one; the torus is at its lower bound.
-    """
-    generator = torch.Generator().manual_seed(8)
-    theta = universe.sample(N, generator).double()
-    u = torch.rand(2, N, generator=generator, dtype=torch.float64)
-    to_gas = float(np.log10(0.0142 / 0.02))  # log10Z counts from 0.0142, log10Zgas from 0.02
-    stars = -1.85 + u[0] * (1.85 - to_gas)
-    fixed = {"z": 0.05 + 5.45 * u[1], "log10Z": stars, "log10Zgas": stars + to_gas, "dust_index": 0.0, "dust1_fraction": 0.0}
-    for name, value in (fixed | {"lnfAGN": float(parameters.BOUNDS[parameters.INDEX["lnfAGN"], 0])}).items():
-        theta[:, parameters.INDEX[name]] = value
-    return theta
+    return bagpipes_model.galaxies(150, torch.Generator().manual_seed(8))
 
 
 @pytest.fixture(scope="module")
