@@ -164,6 +164,7 @@ def measure(makers, sky, rounds=ROUNDS):
 
 
 def _sample(engine, sky):
+    torch.set_num_threads(1)
     engine.samples["rate"].append(engine.cost())
     if engine.magnitudes:
         engine.samples["gradient"].append(seconds(backward(engine.magnitudes), sky.theta[: engine.batch]))
