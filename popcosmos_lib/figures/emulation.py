@@ -105,7 +105,7 @@ def engines(rows):
         axis.annotate(name, (cost, height), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
     upper.set(xscale="log", yscale="log", xlim=(10**low, 10**high), ylabel="robust $\\sigma$ against synthesis [mag]")
     upper.set_ylim((min(errors) / 2.5, max(errors) * 2.5) if errors else (1e-3, 1.0))
-    lower.set(ylim=(-1, 1), yticks=[], xlabel="time per galaxy on one core [ms]", ylabel="none\nmeasured")
+    lower.set(ylim=(-1, 1), yticks=[], xlabel="time per galaxy on one core [ms]", ylabel="none")
     return fig
 
 
