@@ -77,8 +77,12 @@ tables: $(READY) ## regenerate the tables of README.md and REPRODUCING.md
 lab: $(READY) ## open JupyterLab on notebooks/ (right click a .py: Open With, Notebook)
 	$(PYTHON) -m jupyter lab notebooks
 
-bench: $(READY) ## measure cost and accuracy at length (benchmarks/)
-	@for script in benchmarks/*.py; do echo "$$script"; $(PYTHON) "$$script" || exit 1; done
+BENCHMARKS := $(filter-out benchmarks/portability.py,$(sort $(wildcard benchmarks/*.py)))
+
+bench: $(READY) ## measure cost and accuracy on an idle machine (benchmarks/); portability, which takes long, comes last
+	@for script in $(BENCHMARKS); do echo "$$script"; OMP_WAIT_POLICY=PASSIVE $(PYTHON) "$$script" || exit 1; done
+	$(RUN) tables
+	$(PYTHON) benchmarks/portability.py
 
 clean: ## remove build/ and artefacts/ (never .venv, data/ or what is committed)
 	rm -rf build artefacts

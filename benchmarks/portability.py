@@ -22,7 +22,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-
 def replay(setting):
     """Exit status and last lines of the replay under one setting."""
     with tempfile.TemporaryDirectory() as home:
-        for name in ("notebooks", "figures", "profiles.yaml", "data_manifest.yaml"):
+        for name in ("notebooks", "figures", "benchmarks", "profiles.yaml", "data_manifest.yaml"):
             (Path(home) / name).symlink_to(ROOT / name)
         environment = (
             os.environ | setting | {"POPCOSMOS_HOME": home, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": setting["POPCOSMOS_THREADS"]}

@@ -1,7 +1,7 @@
 """Tables of README.md and REPRODUCING.md, generated between ``<!-- generated:NAME -->`` and ``<!-- /generated -->``.
 
-Each comes from committed files only (declared figures, collected records, the data manifest, the notebooks and their profiles), so that a
-test can say whether the committed text is the generated one.
+Each comes from committed files only (declared figures, collected records, the data manifest, the notebooks and their profiles, the results
+of ``make bench``), so that a test can say whether the committed text is the generated one.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "update", "updated"]
+__all__ = ["PAGES", "TABLES", "benchmark", "engines", "update", "updated"]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -95,4 +95,73 @@ def _data():
     return _table(["id", "what", "size", "licence", "cite", "needed by"], rows)
 
 
-TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
+def benchmark(name):
+    """A committed result of ``make bench``.
+
+    Parameters
+    ----------
+    name : str
+        Of the file below ``benchmarks/results``, without its extension.
+
+    Returns
+    -------
+    dict
+        ``rows``, and what they were measured on: ``device``, ``versions``, ``date``, ``commit``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it was never measured.
+    """
+    path = store.home() / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no benchmarks/results/{name}.json: run `make bench`")
+    return json.loads(path.read_text())
+
+
+def engines(measured):
+    """The photometry engines as a table: galaxies per second on one core, the gain over FSPS, and the error against the synthesis.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("engines")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    rows = [row for row in measured["rows"] if not row["missing"]]
+    slowest = next((row["rate"] for row in rows if row["engine"].startswith("FSPS")), None)
+    gpu = [measured["device"]["gpu"]] if any(row["gpu"] for row in rows) else []
+    head = ["engine", "galaxies/s per core", "over FSPS", "2 threads", "with gradient", *gpu, "robust sigma", "sd", ""]
+    lines = []
+    for row in measured["rows"]:
+        if row["missing"]:
+            lines.append([row["engine"], *["-"] * (len(head) - 2), f"not measured: {row['missing']}"])
+            continue
+        rates = [row[kind] for kind in ("two_threads", "gradient", *(["gpu"] if gpu else []))]
+        errors = ["-" if row[kind] is None else f"{row[kind]:.4f} mag" for kind in ("sigma", "sd")]
+        gain = _rounded(row["rate"] / slowest) if slowest else "-"
+        lines.append([row["engine"], _rounded(row["rate"]), gain, *map(_rounded, rates), *errors, row["note"]])
+    where = f"{measured['device']['cpu']}, {measured['date']}, torch {measured['versions']['torch']}"
+    where += f"; medians of {measured['rounds']} rounds in which the engines took turns."
+    if measured["load"] > 1:
+        where += f" Other jobs were running (load {measured['load']:.1f} at the start): the rates are lower limits."
+    return f"{_table(head, lines)}\n\nMeasured on {where}"
+
+
+def _rounded(number):
+    """Two significant digits, thousands apart; a dash for what was not measured."""
+    return "-" if number is None else f"{float(f'{number:.2g}'):,.10g}"
+
+
+def _engines():
+    try:
+        return engines(benchmark("engines"))
+    except FileNotFoundError:
+        return "Nothing measured yet: `make bench` fills this table."
+
+
+TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data, "engines": _engines}

@@ -6,7 +6,7 @@ from matplotlib.colors import SymLogNorm
 
 from popcosmos_lib import figures
 
-__all__ = ["accuracy", "domain", "sensitivity"]
+__all__ = ["accuracy", "domain", "engines", "sensitivity"]
 
 
 def accuracy(error, first, history, short):
@@ -75,6 +75,37 @@ def domain(samples, panels):
     axes[0].set_ylabel("68 % of |error|, all bands [mag]")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return fig
+
+
+def engines(rows):
+    """Accuracy against cost, one point per engine; below, those whose error is not measured (the reference itself, and FSPS on toy stars).
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of ``tables.benchmark("engines")``. Engines that were missing are left out.
+
+    Returns
+    -------
+    Figure
+        Single width.
+    """
+    fig, (upper, lower) = plt.subplots(2, 1, figsize=(figures.SINGLE, 2.9), sharex=True, height_ratios=(5, 1))
+    found = [(row, 1e3 / row["rate"]) for row in rows if not row["missing"]]
+    costs, errors = [cost for _, cost in found], [row["sigma"] for row, _ in found if row["sigma"]]
+    low, high = (np.log10(min(costs)) - 0.4, np.log10(max(costs)) + 0.4) if costs else (-2.0, 2.0)
+    markers = iter("osD^vP*X")
+    for (row, cost), colour in zip(found, [c for c in figures.COLOURS if c != "#F0E442"], strict=False):
+        axis, height = (upper, row["sigma"]) if row["sigma"] else (lower, 0.0)
+        axis.plot(cost, height, next(markers), color=colour, ms=6, mfc=colour if row["sigma"] else "none")
+        place = (np.log10(cost) - low) / (high - low)  # the label runs towards the middle of the panel
+        side, shift = ("left", 6) if place < 0.5 else ("right", -6)
+        name = row["engine"].split(" (")[0]
+        axis.annotate(name, (cost, height), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
+    upper.set(xscale="log", yscale="log", xlim=(10**low, 10**high), ylabel="robust $\\sigma$ against synthesis [mag]")
+    upper.set_ylim((min(errors) / 2.5, max(errors) * 2.5) if errors else (1e-3, 1.0))
+    lower.set(ylim=(-1, 1), yticks=[], xlabel="time per galaxy on one core [ms]", ylabel="none")
     return fig
 
 
