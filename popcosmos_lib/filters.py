@@ -77,25 +77,6 @@ class Filters:
     transmission: torch.Tensor
     effective: torch.Tensor
 
-    def quadrature(self, n):
-        """Nodes and weights that average f_nu over each band.
-
-        Parameters
-        ----------
-        n : int
-            Nodes per band, uniform in ln wavelength.
-
-        Returns
-        -------
-        wave, weight : Tensor of shape (n_band, n)
-            Nodes [Angstrom] and weights that sum to one in each band; the AB flux density is ``(weight * f_nu(wave)).sum(-1)``.
-        """
-        edges = self.wave[:, [0, -1]].log()
-        fraction = (torch.arange(n, dtype=edges.dtype) + 0.5) / n
-        wave = (edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * fraction).exp()
-        weight = torch.stack([torch.as_tensor(np.interp(*row)) for row in zip(wave, self.wave, self.transmission, strict=True)])
-        return wave, weight / weight.sum(-1, keepdim=True)
-
     def average(self, wave, flux):
         """Mean f_nu of a sampled spectrum in each band, by trapezoids on the union of both samplings.
 
@@ -109,7 +90,7 @@ class Filters:
         Returns
         -------
         Tensor of shape (n_band,)
-            Mean flux density [unit of ``flux``]. Slow and exact: the reference for the quadrature used in ``sps``.
+            Mean flux density [unit of ``flux``]. Slow and exact: the reference for ``passbands``.
         """
         means = []
         for band_wave, transmission in zip(self.wave.numpy(), self.transmission.numpy(), strict=True):

@@ -67,7 +67,7 @@ def response(bands):
     table : Tensor of shape (n_wave, n_band)
         Response per unit of its integral over ln wavelength, at ``RESOLUTION``; float64.
     """
-    start, stop = math.log(bands.wave.min()) - 2 / RESOLUTION, math.log(bands.wave.max()) + 2 / RESOLUTION
+    start, stop = math.log(bands.wave.min()) - 4 / RESOLUTION, math.log(bands.wave.max()) + 4 / RESOLUTION  # lines outside meet zeros
     grid = np.exp(np.arange(start, stop, 1 / RESOLUTION))
     columns = []
     for wave, transmission in zip(bands.wave.numpy(), bands.transmission.numpy(), strict=True):

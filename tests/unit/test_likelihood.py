@@ -80,9 +80,9 @@ def fits():
 
 def test_maximum_posterior_fits_and_says_so(fits):
     theta, flux, flux_err, prior, fit = fits
-    assert fit.converged.float().mean() > 0.8
+    assert fit.converged.all()
     assert fit.chi_square.median() < 26, "26 bands, 16 parameters, errors as stated"
-    truth, _ = likelihood._log_posterior(parameters.to_latent(theta), flux, flux_err, torch.tensor(0.01), prior, Toy())
+    truth = likelihood._log_posterior(parameters.to_latent(theta), flux, flux_err, torch.tensor(0.01), prior, Toy())
     assert (fit.log_posterior > truth - 0.1).float().mean() > 0.9, "the maximum cannot lie below the truth"
 
 
@@ -90,11 +90,11 @@ def test_no_direction_leads_up_from_a_converged_fit(fits):
     _, flux, flux_err, prior, fit = fits
     phi = parameters.to_latent(fit.theta)[fit.converged]
     data = flux[fit.converged], flux_err[fit.converged], torch.tensor(0.01), prior, Toy()
-    value, _ = likelihood._log_posterior(phi, *data)
+    value = likelihood._log_posterior(phi, *data)
     g = torch.Generator().manual_seed(4)
     for size in (0.003, 0.03, 0.3):
         for _ in range(20):
-            moved, _ = likelihood._log_posterior(phi + size * torch.randn(phi.shape, generator=g), *data)
+            moved = likelihood._log_posterior(phi + size * torch.randn(phi.shape, generator=g), *data)
             assert (moved < value + 2 * likelihood.TOLERANCE).all()
 
 
