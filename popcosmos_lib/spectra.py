@@ -25,10 +25,10 @@ __all__ = ["QUANTILES", "RANGE", "Spectra", "magnitudes", "residuals", "restore"
 
 RANGE = (1000.0, 5e4)  # of the emulated spectra, rest frame [Angstrom]
 QUANTILES = (0.68, 0.95, 0.99)  # of the absolute error, kept with the weights
-_CELLS = 32  # wide cells of the first estimate, uniform in ln wavelength
+_CELLS = 32  # wide cells of the first estimate
 _FAR = 960.0  # where the light bluer than RANGE is attenuated in the energy balance [Angstrom]
 _DEGREE = 7  # of the polynomial in dust_index that stands for the attenuation curve: exact to rounding
-_CHUNK = {"cpu": 512, "cuda": 65_536}  # spectra evaluated at once
+_CHUNK = {"cpu": 2048, "cuda": 65_536}  # galaxies through the network at once
 _BLOCK = {"cpu": 250, "cuda": 8192}  # spectra synthesised at once
 _FITTED = 16_384  # spectra from which the linear map and the components are computed
 _KNEE = 0.002  # where the loss turns from quadratic to linear [ln]
@@ -37,6 +37,7 @@ _SOFT = 1e-4  # keeps the square root of dust2 and the logarithm of mass fractio
 _OPAQUE = 1e-12  # transmission below which dust emission is not divided by it
 _DIM = 1e-30  # [1e-15 Lsun/Hz/Msun] least luminosity of a pixel for a spectrum to be learned from: float32 ends soon below
 _RIDGE = 1e-6  # of the least squares, against coefficients that cancel each other
+_UNIT = 15.0  # log10 of the mass [Msun] that turns the synthesiser's 1e-15 Lsun/Hz/Msun into Lsun/Hz
 _ENTRIES = 40  # in the learning curve
 _HELD_OUT = 4000  # population-like galaxies that measure the error kept with the weights
 
@@ -63,7 +64,9 @@ def tabulate(synthesiser):
     s = synthesiser
     first, stop = (int((s.wave < limit).sum()) for limit in RANGE)
     wave = s.wave[first:stop]
-    c = torch.linspace(0,1,_CELLS+1,dtype=torch.float64); frac = 0.5*c + 0.5*c**2; pixels = torch.arange(len(wave)).tensor_split((frac[1:-1]*len(wave)).round().long())
+    part = torch.arange(1, _CELLS, dtype=torch.float64) / _CELLS
+    cuts = (0.5 * len(wave) * (part + part**2)).round().long()  # three times narrower in the blue, where dust is steep
+    pixels = torch.arange(len(wave), device=wave.device).tensor_split(cuts.tolist())
     weight = s.energy[first:stop]
     energy = torch.stack([weight[pixel].sum() for pixel in pixels])
 
@@ -167,15 +170,16 @@ class Spectra(nn.Module):
         if theta.shape[-1:] != (len(parameters.NAMES),):
             raise ValueError(f"theta needs the {len(parameters.NAMES)} columns of parameters.NAMES; got shape {tuple(theta.shape)}")
         rows = theta.reshape(-1, theta.shape[-1]).to(self.shift)
-        table = torch.cat([self.linear, -self.curves, self.basis])
-        light = torch.cat([self._light(chunk, table) for chunk in rows.split(_CHUNK[rows.device.type])])
+        parts = [self._coefficients(chunk) for chunk in rows.split(_CHUNK[rows.device.type])]
+        level, coefficients = (torch.cat(column) for column in zip(*parts, strict=True))
+        light = torch.addmm(level, coefficients, torch.cat([self.linear, -self.curves, self.basis])).exp_()
         return self.wave, light.reshape(*theta.shape[:-1], -1).to(theta)
 
-    def _light(self, theta, table):
+    def _coefficients(self, theta):
+        """ln L_nu in the middle cell (n, 1) [ln Lsun/Hz], and what multiplies the linear map, the attenuation curves and the basis."""
         inputs, level, cells = self.features(theta)
-        mass = parameters.column(theta, "log10M_formed")[:, None] * math.log(10) - 15 * math.log(10)
-        coefficients = torch.cat([cells, _powers(theta), self(inputs)], -1)
-        return torch.addmm(level + mass, coefficients, table).exp_()
+        mass = (parameters.column(theta, "log10M_formed")[:, None] - _UNIT) * math.log(10)
+        return level + mass, torch.cat([cells, _powers(theta), self(inputs)], -1)
 
     def forward(self, inputs):
         """Principal components (n, components) from standardised-on-the-way inputs (n, size)."""
@@ -215,9 +219,9 @@ class Spectra(nn.Module):
         level = total[:, _CELLS // 2, None].log()
         cells = total.log() - level
         root = torch.sqrt(p["dust2"].clamp_min(0.0) + _SOFT)
-        inputs = torch.cat([theta[:, 1:8], root[:, None], theta[:, 9:15], torch.log1p(p["z"])[:, None], (root * p["dust1_fraction"])[:, None],
-                            torch.log10(fractions + _SOFT), metals, level, cells, clouded / total,
-                            (torus + emission) / total], -1)  # fmt: skip
+        shift, clouds = torch.log1p(p["z"]), root * p["dust1_fraction"]
+        inputs = torch.cat([theta[:, 1:8], root[:, None], theta[:, 9:15], shift[:, None], clouds[:, None], torch.log10(fractions + _SOFT),
+                            metals, level, cells, clouded / total, (torus + emission) / total], -1)  # fmt: skip
         return inputs, level, torch.cat([cells, torch.ones_like(level)], -1)
 
     def _populations(self, p, fractions, metals):
@@ -225,9 +229,10 @@ class Spectra(nn.Module):
         bins = parameters.age_edges(p["z"])
         younger = ((self.edges - bins[:, :-1, None]) / bins.diff(dim=-1)[..., None]).clamp(0.0, 1.0)  # share of each bin, by cell edge
         mass = (fractions[:, None] @ younger)[:, 0]
-        gas = metals[:, :, None, None] * _hat(p["log10Zgas"], self.log_zgas)[:, None, :, None] * _hat(p["log10Ugas"], self.log_u)[:, None, None]
-        gas = mass[:, :1] * gas.flatten(1)
-        return (metals[:, :, None] * mass.diff(dim=-1)[:, None]).flatten(1) @ self.old, gas @ self.young, gas @ self.lines
+        gas = _hat(p["log10Zgas"], self.log_zgas)[:, None, :, None] * _hat(p["log10Ugas"], self.log_u)[:, None, None, :]
+        young = mass[:, :1] * (metals[:, :, None, None] * gas).flatten(1)
+        old = (metals[:, :, None] * mass.diff(dim=-1)[:, None]).flatten(1)
+        return old @ self.old, young @ self.young, young @ self.lines
 
     def settings(self):
         """What ``restore`` needs beside the state to build this emulator again; plain values."""
@@ -280,6 +285,7 @@ def residuals(emulator, synthesiser, theta):
     return torch.cat(parts)
 
 
+@torch.no_grad()
 def magnitudes(emulator, synthesiser, theta):
     """Photometry in which emulated spectra take the place of the synthesised continuum; lines and absorption are those of the synthesis.
 
@@ -301,7 +307,7 @@ def magnitudes(emulator, synthesiser, theta):
     def shine(rows, n_wave):
         components, lines, absorbed = synthesiser._shine(rows, n_wave)
         light = torch.zeros_like(components["stars"])
-        unit = torch.cat([torch.full_like(rows[:, :1], 15.0), rows[:, 1:]], -1)  # a mass that cancels the unit 1e-15 Lsun/Hz
+        unit = torch.cat([torch.full_like(rows[:, :1], _UNIT), rows[:, 1:]], -1)
         light[:, first : first + len(emulator.wave)] = emulator.spectrum(unit)[1][:, : n_wave - first]
         return {name: light if name == "stars" else torch.zeros_like(light) for name in components}, lines, absorbed
 
@@ -312,7 +318,7 @@ def magnitudes(emulator, synthesiser, theta):
     return torch.where(inside, spliced.magnitudes(theta), torch.nan)
 
 
-def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), components=40, batch=(256, 2048), rate=3e-3, device=None):
+def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), components=50, batch=(256, 2048), rate=6e-3, device=None):
     """Train an emulator of the spectra of a synthesiser.
 
     The linear map and the principal components come from the first spectra; of all others only their components are kept. The loss is
@@ -351,7 +357,9 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), com
     synthesiser = copy.deepcopy(synthesiser).to(device)
     emulator = Spectra(tabulate(synthesiser), hidden, components, generator).to(device)
     generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    inputs, target = _library(emulator, synthesiser, draw(n_train, generator)[torch.randperm(n_train, generator=generator, device=device)])
+    theta = draw(n_train, generator)[torch.randperm(n_train, generator=generator, device=device)]
+    _fit(emulator, *_concatenated(_examples(emulator, synthesiser, theta[:_FITTED])))
+    inputs, target = _library(emulator, synthesiser, theta)
     held_out = universe.sample(_HELD_OUT, generator)
     held_inputs, held_target = _library(emulator, synthesiser, held_out)
 
@@ -388,25 +396,20 @@ def _synthesised(emulator, synthesiser, theta):
     return synthesiser.spectrum(theta).total[:, first : first + len(emulator.wave)]
 
 
-@torch.no_grad()
 def _library(emulator, synthesiser, theta):
-    """Inputs of the network and the components it shall predict, of galaxies that are bright enough in every pixel for float32.
-
-    The first call, on an emulator without a basis, computes the linear map, the basis and the scales.
-    """
-    rows = torch.cat([torch.full_like(theta[:, :1], 15.0), theta[:, 1:]], -1)
-    if not emulator.basis.any():
-        _fit(emulator, *_concatenated(_examples(emulator, synthesiser, rows[:_FITTED])))
-    return _concatenated((i, (rest - cells @ emulator.linear) @ emulator.basis.T) for i, cells, rest in _examples(emulator, synthesiser, rows))
+    """Inputs of the network, and the components that it shall predict."""
+    examples = _examples(emulator, synthesiser, theta)
+    return _concatenated((inputs, (rest - cells @ emulator.linear) @ emulator.basis.T) for inputs, cells, rest in examples)
 
 
 def _concatenated(parts):
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
+@torch.no_grad()
 def _examples(emulator, synthesiser, theta):
-    """Block by block: inputs, cells, and ln L_nu without the diffuse dust and the level."""
-    for block in theta.split(_BLOCK[theta.device.type]):
+    """Block by block, for galaxies bright enough in every pixel for float32: inputs, cells, ln L_nu without diffuse dust and level."""
+    for block in torch.cat([torch.full_like(theta[:, :1], _UNIT), theta[:, 1:]], -1).split(_BLOCK[theta.device.type]):
         light = _synthesised(emulator, synthesiser, block)
         bright = light.amin(-1) > _DIM
         block, light = block[bright], light[bright]
