@@ -2,11 +2,13 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from popcosmos_lib import figures
 
 __all__ = ["accuracy"]
 
+_APART = 1.5  # dex between the examples
 _BAR = (0.2, 2.0, 0.01)  # wavelengths [micron] over which 99 % of spectra shall be this close
 
 
@@ -18,7 +20,7 @@ def accuracy(wave, synthesised, emulated, labels, error):
     wave : ndarray of shape (n_wave,)
         Rest wavelength [Angstrom].
     synthesised, emulated : ndarray of shape (n_example, n_wave)
-        Luminosity density of a few galaxies, of any unit: each is drawn relative to its synthesised value at 1 micron, one decade apart.
+        Luminosity density of a few galaxies, any unit: each is drawn relative to its synthesised value at 1 micron, 1.5 dex apart.
     labels : list of str, length n_example
     error : ndarray of shape (n, n_wave)
         Emulated over synthesised minus one, of many galaxies.
@@ -31,12 +33,13 @@ def accuracy(wave, synthesised, emulated, labels, error):
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(figures.DOUBLE, 4.4), sharex=True, height_ratios=(1.25, 1))
     micron = wave / 1e4
     pivot = np.abs(micron - 1.0).argmin()
-    for k, (label, colour) in enumerate(zip(labels, figures.COLOURS, strict=False)):
-        unit = 10.0**k / (synthesised[k, pivot] / micron[pivot])
-        top.plot(micron, unit * synthesised[k] / micron, color=colour, lw=2.2, alpha=0.4, label=label)
-        top.plot(micron, unit * emulated[k] / micron, color="black", lw=0.5, label="emulated" if k == len(labels) - 1 else None)
-    shown = [10.0**k * light[k] / light[k, pivot] / micron for light in (synthesised,) for k in range(len(labels))]
-    top.set(xscale="log", yscale="log", ylabel=r"$\nu L_\nu$ (scaled)", xlim=(micron[0], micron[-1]), ylim=(0.02, 6 * np.max(shown)))
+    unit = 10.0 ** (_APART * np.arange(len(labels)))[:, None] / (synthesised[:, [pivot]] * micron)
+    for truth, guess, label, colour in zip(unit * synthesised, unit * emulated, labels, figures.COLOURS, strict=False):
+        top.plot(micron, truth, color=colour, lw=2.4, alpha=0.4, label=label)
+        (line,) = top.plot(micron, guess, color="black", lw=0.5)
+    line.set_label("emulated")
+    top.set(xscale="log", yscale="log", ylabel=r"$\nu L_\nu$ (scaled)", xlim=(micron[0], micron[-1]))
+    top.set_ylim(0.02, 12 * (unit * synthesised).max())
     top.legend(loc="upper right", ncols=len(labels) + 1)
 
     for percent, colour in ((99, figures.COLOURS[1]), (95, figures.COLOURS[0]), (68, figures.COLOURS[2])):
@@ -45,10 +48,12 @@ def accuracy(wave, synthesised, emulated, labels, error):
     low, high, bar = _BAR
     bottom.hlines(100 * bar, low, high, color="0.3", lw=1.0, ls="--")
     bottom.text(high, 108 * bar, "1 % for 99 % of galaxies", ha="right", va="bottom", fontsize=6, color="0.3")
-    bottom.set(yscale="log", xlabel=r"rest wavelength [$\mu$m]", ylabel="|error| below which they lie [%]")
+    bottom.set(yscale="log", xlabel=r"rest wavelength [$\mu$m]", ylabel="|emulated / synthesised - 1| [%]")
     bottom.legend(loc="upper right", ncols=3)
+    bottom.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
+    bottom.set_ylim(0.4 * 100 * np.nanpercentile(np.abs(error), 68, axis=0).min(), 15 * 100 * bar)
     ticks = [0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5]
     bottom.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    bottom.tick_params(axis="x", which="minor", bottom=False, top=False)
-    top.tick_params(axis="x", which="minor", bottom=False, top=False)
+    for axis in (top, bottom):
+        axis.xaxis.set_minor_locator(NullLocator())
     return fig
