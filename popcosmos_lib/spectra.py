@@ -4,7 +4,8 @@ As in Speculator a network predicts principal components of ln L_nu. What is che
 cells is linear in the mass of each age cell, so attenuated stars, nebular continuum, torus and dust emission are summed there exactly as
 the synthesis sums them; and the diffuse attenuation, a factor common to stars, gas and torus, is applied at full resolution. A linear map
 from the cells to the pixels and a network of small corrections complete the logarithm, so a batch of spectra costs one network, one matrix
-product and one exponential. Emission lines are not part of a spectrum here: they are narrower than a pixel. Introduced in notebook 02.
+product and one exponential. Emission lines are narrower than a pixel and not part of a spectrum here: the synthesis and the photometry
+emulator tabulate their luminosities. Introduced in notebook 02.
 
 References
 ----------
