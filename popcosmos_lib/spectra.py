@@ -1,11 +1,11 @@
 """The spectrum emulator: 16 parameters to a rest-frame spectrum from 1000 Angstrom to 5 micron, by principal components of log spectra.
 
 As in Speculator a network predicts principal components of ln L_nu. What is cheap to compute is computed: the light in a few dozen wide
-cells is linear in the mass of each age cell, so attenuated stars, nebular continuum, torus and dust emission are summed there exactly as
-the synthesis sums them; and the diffuse attenuation, a factor common to stars, gas and torus, is applied at full resolution. A linear map
-from the cells to the pixels and a network of small corrections complete the logarithm, so a batch of spectra costs one network, one matrix
-product and one exponential. Emission lines are narrower than a pixel and not part of a spectrum here: the synthesis and the photometry
-emulator tabulate their luminosities. Introduced in notebook 02.
+cells is linear in the mass of each age cell, so stars, nebular continuum, torus and dust emission are summed there as in the synthesis,
+with attenuation at the centre of a cell; and the diffuse attenuation, a factor common to stars, gas and torus, is applied at each pixel.
+A linear map from the cells to the pixels and a network of small corrections complete the logarithm, so a batch of spectra costs one
+network, one matrix product and one exponential. Emission lines are narrower than a pixel and not part of a spectrum here: the synthesis
+and the photometry emulator tabulate their luminosities. Introduced in notebook 02.
 
 References
 ----------
