@@ -78,7 +78,7 @@ catalogue, fitted = flux[train], (flux[train][:n_fits], flux_err[train][:n_fits]
 # θ → emulator → learned flux errors → Student-t noise → r < 25.
 
 # %%
-net = emulator.load(profile).to(device)
+net = emulator.load(profile=profile).to(device)
 data_model = survey.load(profile)
 data_model.uncertainty.to(device)
 forward = population.ForwardModel(net, data_model)

@@ -56,7 +56,7 @@ sky, other = flux[chosen & ~train], flux[chosen & train]
 # uncertainty, Student-t noise and selection.
 
 # %%
-forward = population.ForwardModel(emulator.load(profile), survey.load(profile))
+forward = population.ForwardModel(emulator.load(profile=profile), survey.load(profile))
 theta = {
     name: population.Population.from_state(this.read(artefact).data).sample(n_galaxies, this.generator(name))
     for name, artefact in (("start", "population_start"), ("calibrated", "population"))

@@ -47,7 +47,7 @@ inputs = [mock, *(this.read(name) for name in ("emulator", "uncertainty", "popul
 # %%
 table = mock.data[mock.data["select_r25"] & ~mock.data["train"]]
 truth = torch.stack([torch.as_tensor(table[name].data) for name in parameters.NAMES], -1).float()
-forward = population.ForwardModel(emulator.load(profile), survey.load(profile))
+forward = population.ForwardModel(emulator.load(profile=profile), survey.load(profile))
 theta = {"truth": truth} | {
     name: population.Population.from_state(artefact.data).sample(n_galaxies, this.generator(name))
     for name, artefact in (("start", inputs[3]), ("model", inputs[4]))

@@ -42,7 +42,7 @@ from popcosmos_lib.figures import fits
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
 inputs = [this.read(name) for name in ("mock", "emulator", "population")]
-model, sky = emulator.load(profile), population.load(profile)
+model, sky = emulator.load(profile=profile), population.load(profile)
 
 # %% [markdown]
 # ## Galaxies with known truth

@@ -65,7 +65,7 @@ galaxies = sky[rows[torch.randperm(len(rows), generator=this.generator("galaxies
 # %%
 floor = {"mock": mock_floor}.get(catalogue)
 settings = {"n_walkers": n_walkers, "n_steps": n_steps, "n_draws": n_draws, "n_library": n_library, "floor": floor}
-tools = {"emulator": emulator.load(profile), "population": population.load(profile), "seed": seed}
+tools = {"emulator": emulator.load(profile=profile), "population": population.load(profile), "seed": seed}
 
 
 def redshifts():

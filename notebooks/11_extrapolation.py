@@ -56,7 +56,7 @@ inside = np.asarray(sky["select_r25"])
 
 # %%
 model = population.Population.from_state(this.read("population").data)
-forward = population.ForwardModel(emulator.load(profile), survey.load(profile))
+forward = population.ForwardModel(emulator.load(profile=profile), survey.load(profile))
 theta = model.sample(n_galaxies, this.generator("theta"))
 with torch.no_grad():
     seen = forward(theta, forward.draws(n_galaxies, this.generator("noise")))

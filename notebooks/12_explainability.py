@@ -41,7 +41,7 @@ this = run.start("12_explainability", profile=profile, seed=seed)
 mock = this.read("mock").data
 held = mock[mock["select_r25"] & ~mock["train"]]
 this.read("emulator"), this.read("uncertainty")
-net, model = emulator.load(profile), population.Population.from_state(this.read("population").data)
+net, model = emulator.load(profile=profile), population.Population.from_state(this.read("population").data)
 
 
 def rows(names):
@@ -75,7 +75,7 @@ sigma = 1.4826 * (residual - residual.median(0).values).abs().median(0).values
 
 # %%
 phi = parameters.to_latent(truth[:64].double())
-precise, step = emulator.load(profile).double(), 1e-4
+precise, step = emulator.load(profile=profile).double(), 1e-4
 direction = torch.randn(phi.shape, generator=this.generator("direction"), dtype=torch.float64)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from popcosmos_lib import cosmology, parameters, priors, store, universe
+from popcosmos_lib import cosmology, filters, parameters, passbands, priors, store, universe
 from popcosmos_lib.features import Features, magnitude, tabulate
 
 __all__ = ["FAINT", "Emulator", "Speculator", "draw", "load", "residuals", "restore", "robust_sigma", "train"]
@@ -116,6 +116,30 @@ class Emulator(nn.Module):
         unit_mass = torch.cat([self(*self.features(chunk)) for chunk in chunks])
         return unit_mass.reshape(*theta.shape[:-1], -1).to(theta) + _normalisation(theta)
 
+    def lines(self, theta):
+        """Luminosities of the 44 lines of ``lines.CALIBRATED``, the ones whose strengths the calibration scales.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (n, 16)
+
+        Returns
+        -------
+        Tensor of shape (n, 44)
+            After the galaxy's own dust, of all its mass [Lsun]; tables of the synthesis, not learned.
+        """
+        rows = theta.to(self.shift)
+        return 10.0 ** parameters.column(rows, "log10M_formed")[:, None] * self.features.lines(rows)
+
+    def line_flux(self, theta):
+        """What each of the 44 lines adds to the flux of each band, (n, 44, n_band) [microjansky], after the intergalactic medium.
+
+        A line whose strength is off by a fraction beta changes the flux of a band by beta times this (Thorp+25 sect. 3.4).
+        """
+        rows = theta.to(self.shift)
+        flux = self.features.line_flux(rows)
+        return filters.flux_from_magnitude(passbands.AB_ZERO + _normalisation(rows))[..., None] * flux
+
     def jacobian(self, theta):
         """Derivatives of the magnitudes, (n, n_band, 16) [mag per unit of each parameter]."""
         theta = theta.detach().clone().requires_grad_(True)
@@ -137,11 +161,13 @@ def _normalisation(theta):
     return (cosmology.distance_modulus(parameters.column(theta, "z")) - 2.5 * parameters.column(theta, "log10M_formed"))[..., None]
 
 
-def load(profile="fast", weights=None):
-    """The trained emulator.
+def load(kind="photometry", profile="fast", weights=None):
+    """A trained emulator.
 
     Parameters
     ----------
+    kind : {"photometry", "spectra", "survey"}
+        The 26 bands; rest-frame spectra, see ``spectra.Spectra``; or the bands of the other survey that notebook 02 was asked for.
     profile : str
         Whose training: the artefact that notebook 02 made in this profile.
     weights : {None, "trained", "published"}
@@ -149,24 +175,31 @@ def load(profile="fast", weights=None):
 
     Returns
     -------
-    Emulator
+    Emulator or spectra.Spectra
         On the CPU, in evaluation mode, its parameters frozen.
 
     Raises
     ------
+    ValueError
+        If the kind is unknown.
     store.Missing
         If there are no such weights; the message says which command makes them.
     """
+    from popcosmos_lib import spectra  # it is built on this module
+
+    kinds = {"photometry": ("emulator", restore), "spectra": ("spectra", spectra.restore), "survey": ("emulator_survey", restore)}
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {', '.join(kinds)}; got {kind!r} (the profile is the second argument)")
+    name, restored = kinds[kind]
     try:
-        artefact = store.load("emulator", profile, weights or "trained")
+        return restored(store.load(name, profile, weights or "trained"))
     except store.Missing as missing:
         if weights is not None:
             raise
         try:
-            artefact = store.load("emulator", profile, "published")
+            return restored(store.load(name, profile, "published"))
         except store.Missing:
             raise missing from None
-    return restore(artefact)
 
 
 def restore(artefact):

@@ -18,11 +18,10 @@ import math
 import torch
 from torch import nn
 
-from popcosmos_lib import dust, igm, interpolation, lines, parameters, ssp
+from popcosmos_lib import dust, igm, interpolation, lines, parameters, passbands, ssp
 
 __all__ = ["Features", "magnitude", "tabulate"]
 
-_AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
 _LIGHT = 2.99792458e18  # [Angstrom / s]
 _STEP = 1 / 300  # of the redshift tables in ln(1 + z), a third of the width of the narrowest band
 _EDGES = (300.0, 1500.0, 2200.0, 3000.0, 4000.0, 6000.0, 10000.0, 30000.0)  # rest-frame cells of the energy balance [Angstrom]
@@ -36,7 +35,7 @@ _SOFT = 1e-4  # keeps the square root of dust2 and the logarithm of mass fractio
 
 def magnitude(flux):
     """AB magnitude at 10 pc of a flux in this module's unit [mag]."""
-    return _AB_ZERO - 2.5 * torch.log10(flux + _FLOOR)
+    return passbands.AB_ZERO - 2.5 * torch.log10(flux + _FLOOR)
 
 
 @torch.no_grad()
@@ -100,7 +99,8 @@ def _cells(wave):
 
 def _band_flux(s, spectra, z):
     """Mean flux of spectra (n, ..., n_wave) seen at redshifts (n,) through each band, (n, ..., n_band)."""
-    rows = [(spectrum[..., pixel] * weight) @ s.passbands.member for spectrum, pixel, weight in zip(spectra, *s.passbands.at(z), strict=True)]
+    seen = zip(spectra, *s.passbands.at(z), strict=True)
+    rows = [(spectrum[..., pixel] * weight) @ s.passbands.member for spectrum, pixel, weight in seen]
     return torch.stack(rows) * (1 + z).view(-1, *[1] * rows[0].ndim)
 
 
@@ -195,6 +195,15 @@ class Features(nn.Module):
         metal = interpolation.rounded(p["log10Z"], self.log_z)
         emitted = self._emitted(p, self._mass(theta)[:, 0], metal)
         return (emitted * self._line_transmission(p, p["dust2"] * p["dust1_fraction"]))[:, self._calibrated]
+
+    def line_flux(self, theta):
+        """What each of them adds to each band, (n, 44, n_band), for unit mass."""
+        z, wave = parameters.column(theta, "z"), self.line_wave[self._calibrated]
+        seen = [
+            lines.band_flux(light[:, None], one[None], z, self._response, self._start)
+            for light, one in zip(self.lines(theta).T, wave, strict=True)
+        ]
+        return torch.stack(seen, 1) * (1 + z)[:, None, None]
 
     def _mass(self, theta):
         """Mass formed in each age component, (n, 8)."""

@@ -13,7 +13,9 @@ from torch import nn
 
 from popcosmos_lib import interpolation
 
-__all__ = ["Passbands"]
+__all__ = ["AB_ZERO", "Passbands"]
+
+AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
 
 _PHASES = 16  # positions between two pixels at which weights are tabulated
 _FINE = 8  # samples per phase of the integrals behind the table
@@ -32,6 +34,8 @@ class Passbands(nn.Module):
     ----------
     reach : int
         Pixels that the bands look at, at any redshift.
+    edges : Tensor of shape (n_band, 2)
+        First and last wavelength of each band [Angstrom].
     effective : Tensor of shape (n_band,)
         Mean wavelength, weighted by the transmission per unit of ln wavelength [Angstrom].
     """
@@ -39,7 +43,8 @@ class Passbands(nn.Module):
     def __init__(self, bands, wave):
         super().__init__()
         start, self.step = math.log(wave[0]), math.log(wave[-1] / wave[0]) / (len(wave) - 1)
-        pixels, weights = zip(*(_kernel(*curve, start, self.step) for curve in zip(bands.wave, bands.transmission, strict=True)), strict=True)
+        kernels = [_kernel(*curve, start, self.step) for curve in zip(bands.wave, bands.transmission, strict=True)]
+        pixels, weights = zip(*kernels, strict=True)
         self.reach = int(max(pixel[-1] for pixel in pixels)) + 1
         self.register_buffer("pixel", torch.as_tensor(np.concatenate(pixels)), persistent=False)
         member = torch.block_diag(*(torch.ones(len(pixel), 1) for pixel in pixels))
@@ -47,6 +52,7 @@ class Passbands(nn.Module):
         tables = {
             "table": torch.as_tensor(np.concatenate(weights, -1)),  # (phase, column)
             "member": member,
+            "edges": bands.wave[:, [0, -1]],
             "effective": (bands.transmission * bands.wave).sum(-1) / density,
         }
         for name, value in tables.items():

@@ -299,7 +299,7 @@ def mock(n, *, generator, selection=SELECTION, profile="fast", weights="trained"
         If hardly any galaxy passes the cut.
     """
     model = load(profile, weights)
-    forward = ForwardModel(emulator.load(profile, weights), survey.load(profile, weights))
+    forward = ForwardModel(emulator.load("photometry", profile, weights), survey.load(profile, weights))
     kept, count, tried = [], 0, 0
     while count < n:
         theta = model.sample(n, generator)

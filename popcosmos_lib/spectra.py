@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from popcosmos_lib import dust, parameters, universe
+from popcosmos_lib import dust, interpolation, parameters, universe
 from popcosmos_lib.emulator import Speculator, draw
 
 __all__ = ["QUANTILES", "RANGE", "Spectra", "magnitudes", "residuals", "restore", "tabulate", "train"]
@@ -203,7 +203,7 @@ class Spectra(nn.Module):
             The same in every cell minus ``level``, and a constant one: what the linear map reads.
         """
         p = {name: parameters.column(theta, name) for name in parameters.NAMES}
-        fractions, metals = parameters.mass_fractions(theta), _hat(p["log10Z"], self.log_z)
+        fractions, metals = parameters.mass_fractions(theta), interpolation.rounded(p["log10Z"], self.log_z)
         old, young, lines = self._populations(p, fractions, metals)
         bolometric = (old + young)[:, -1:]
 
@@ -212,7 +212,7 @@ class Spectra(nn.Module):
         lost, lost_young = 1 - through, 1 - through * cloud
         absorbed = (old[:, :-2] * lost[:, :-1] + young[:, :-2] * lost_young[:, :-1]) @ self.energy
         absorbed = absorbed + (lines * lost_young[:, :-1]).sum(-1) + old[:, -2] * lost[:, -1] + young[:, -2] * lost_young[:, -1]
-        torus = p["lnfAGN"].exp()[:, None] * bolometric * (_hat(p["lntauAGN"].exp(), self.torus_depth) @ self.torus)
+        torus = p["lnfAGN"].exp()[:, None] * bolometric * (interpolation.rounded(p["lntauAGN"].exp(), self.torus_depth) @ self.torus)
         emission = absorbed[:, None] * self.dust / through[:, :-1].clamp_min(_OPAQUE)
 
         clouded = young[:, :-2] * cloud[:, :-1]
@@ -230,8 +230,8 @@ class Spectra(nn.Module):
         bins = parameters.age_edges(p["z"])
         younger = ((self.edges - bins[:, :-1, None]) / bins.diff(dim=-1)[..., None]).clamp(0.0, 1.0)  # share of each bin, by cell edge
         mass = (fractions[:, None] @ younger)[:, 0]
-        gas = _hat(p["log10Zgas"], self.log_zgas)[:, None, :, None] * _hat(p["log10Ugas"], self.log_u)[:, None, None, :]
-        young = mass[:, :1] * (metals[:, :, None, None] * gas).flatten(1)
+        gas = interpolation.rounded(p["log10Zgas"], self.log_zgas), interpolation.rounded(p["log10Ugas"], self.log_u)
+        young = mass[:, :1] * torch.einsum("na,nb,nc->nabc", metals, *gas).flatten(1)
         old = (metals[:, :, None] * mass.diff(dim=-1)[:, None]).flatten(1)
         return old @ self.old, young @ self.young, young @ self.lines
 
@@ -244,13 +244,6 @@ def _powers(theta):
     """What multiplies ``curves`` in the diffuse optical depth, (n, 8)."""
     exponents = torch.arange(_DEGREE + 1, device=theta.device)
     return parameters.column(theta, "dust2")[:, None] * _scaled(parameters.column(theta, "dust_index"))[:, None] ** exponents
-
-
-def _hat(x, nodes):
-    """Weights (n, n_node) of linear interpolation between increasing nodes, held constant beyond the ends; differentiable in x."""
-    x = x.clamp(nodes[0], nodes[-1])[:, None]
-    part = ((x - nodes[:-1]) / nodes.diff()).clamp(0.0, 1.0)  # of each interval that lies below x
-    return nn.functional.pad(part, (1, 0), value=1.0) - nn.functional.pad(part, (0, 1))
 
 
 def restore(artefact):
@@ -303,20 +296,17 @@ def magnitudes(emulator, synthesiser, theta):
     Tensor of shape (n, n_band)
         Apparent AB magnitude; NaN where a band looks at rest wavelengths outside ``RANGE``.
     """
-    first = int((synthesiser.wave < RANGE[0]).sum())
-
-    def shine(rows, n_wave):
-        components, lines, absorbed = synthesiser._shine(rows, n_wave)
-        light = torch.zeros_like(components["stars"])
-        unit = torch.cat([torch.full_like(rows[:, :1], _UNIT), rows[:, 1:]], -1)
-        light[:, first : first + len(emulator.wave)] = emulator.spectrum(unit)[1][:, : n_wave - first]
-        return {name: light if name == "stars" else torch.zeros_like(light) for name in components}, lines, absorbed
-
-    spliced = copy.copy(synthesiser)
-    spliced._shine = shine
-    rest = synthesiser.node[:, [0, -1]].exp() / (1 + parameters.column(theta, "z"))[:, None, None]
+    first, reach = int((synthesiser.wave < RANGE[0]).sum()), synthesiser.passbands.reach
+    parts = []
+    for rows in theta.split(_BLOCK[theta.device.type]):
+        unit = torch.cat([torch.zeros_like(rows[:, :1]), rows[:, 1:]], -1)
+        light = torch.zeros(len(rows), reach).to(synthesiser.wave)
+        emulated = emulator.spectrum(unit + torch.eye(16)[0].to(rows) * _UNIT)[1]
+        light[:, first : first + len(emulator.wave)] = emulated[:, : reach - first]
+        parts.append(synthesiser.photometry(light, synthesiser.lines(unit), rows))
+    rest = synthesiser.passbands.edges / (1 + parameters.column(theta, "z"))[:, None, None]
     inside = (rest[..., 0] > emulator.wave[0]) & (rest[..., 1] < emulator.wave[-1])
-    return torch.where(inside, spliced.magnitudes(theta), torch.nan)
+    return torch.where(inside, torch.cat(parts), torch.nan)
 
 
 def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), components=50, batch=(256, 2048), rate=6e-3, device=None):

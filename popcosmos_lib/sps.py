@@ -18,7 +18,6 @@ __all__ = ["Spectrum", "Synthesiser", "load"]
 
 _CHUNK = {"cpu": 250, "cuda": 16_000}  # galaxies at a time: intermediate spectra stay in a processor's cache, or fill a GPU
 _LIGHT = 2.99792458e18  # [Angstrom / s]
-_AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
 _FAINT = 1e-36  # [1e-15 Lsun/Hz/Msun] keeps the magnitude of a fully absorbed band finite in float32
 
 
@@ -227,13 +226,30 @@ class Synthesiser(nn.Module):
         return components | {"intrinsic": intrinsic}, shining, absorbed
 
     def _magnitudes(self, theta):
-        z = parameters.column(theta, "z")
         components, shining, _ = self._shine(theta, self.passbands.reach)
         light = components["stars"] + components["nebular"] + components["dust"] + components["agn"]
+        return self.photometry(light, shining, theta)
+
+    def photometry(self, light, luminosity, theta):
+        """Apparent magnitudes of given rest-frame spectra: intergalactic absorption, redshift, bands and distance.
+
+        Parameters
+        ----------
+        light : Tensor of shape (n, passbands.reach)
+            Luminosity density of the continuum in the first pixels of ``wave`` [1e-15 Lsun/Hz per Msun formed].
+        luminosity : Tensor of shape (n, n_line)
+            Of the lines in ``line_wave`` [Lsun per Msun formed].
+        theta : Tensor of shape (n, 16)
+            SPS parameters, of which the mass and the redshift are used.
+
+        Returns
+        -------
+        Tensor of shape (n, n_band)
+            AB magnitude.
+        """
+        z = parameters.column(theta, "z")
         n_blue = int((math.log(igm.LYMAN_ALPHA) - self.log_start) / self.log_step) + 1
         light = torch.cat([light[:, :n_blue] * igm.transmission(self.wave[:n_blue], z), light[:, n_blue:]], -1)
-
-        flux = self.passbands(light, z)
-        flux = flux + lines.band_flux(shining, self.line_wave, z, self.line_response, self.line_start)
+        flux = self.passbands(light, z) + lines.band_flux(luminosity, self.line_wave, z, self.line_response, self.line_start)
         scale = cosmology.distance_modulus(z) - 2.5 * torch.log10(1 + z) - 2.5 * parameters.column(theta, "log10M_formed")
-        return _AB_ZERO - 2.5 * torch.log10(flux.clamp_min(_FAINT)) + scale[:, None]
+        return passbands.AB_ZERO - 2.5 * torch.log10(flux.clamp_min(_FAINT)) + scale[:, None]

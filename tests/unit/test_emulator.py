@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import emulator, features, parameters, sps, store, universe
+from popcosmos_lib import emulator, features, filters, lines, parameters, sps, store, universe
 
 BANDS = ["hsc_g", "NB816.SuprimeCam", "irac1_cosmos"]
 
@@ -103,6 +103,34 @@ def test_draws_stay_inside_the_bounds():
     theta = emulator.draw(4001, torch.Generator().manual_seed(6))
     assert theta.shape == (4001, 16)
     parameters.check(theta)
+
+
+def test_lines_are_those_of_the_synthesis(untrained, synthesiser, galaxies):
+    ours, theirs = untrained.lines(galaxies), synthesiser.lines(galaxies)[:, lines.matched(synthesiser.line_wave)]
+    assert ours.shape == (len(galaxies), 44)
+    strong = theirs > 1e-3 * theirs.amax(-1, keepdim=True)
+    assert ((ours / theirs - 1)[strong].abs() < 0.02).float().mean() > 0.99, "the tables hold the youngest stars as one population"
+
+
+def test_removing_a_line_removes_its_flux(untrained, synthesiser):
+    """[O III] 5007 in NB816 at z = 0.63: what line_flux gives must be what the band loses without the line."""
+    theta = universe.sample(1, torch.Generator().manual_seed(7))
+    theta[:, parameters.INDEX["z"]], theta[:, parameters.INDEX["log10SFR_ratio1"]] = 8150 / 5008.24 - 1, 1.0
+    components, shining, _ = synthesiser._shine(theta, synthesiser.passbands.reach)
+    light = sum(part for name, part in components.items() if name != "intrinsic")
+    line = int(lines.matched(synthesiser.line_wave)[lines.CALIBRATED.index(5008.24)])
+    without = shining.clone()
+    without[:, line] = 0.0
+    flux = [filters.flux_from_magnitude(synthesiser.photometry(light, power, theta)) for power in (shining, without)]
+    lost = (flux[0] - flux[1])[0, BANDS.index("NB816.SuprimeCam")]
+    seen = untrained.line_flux(theta)[0, lines.CALIBRATED.index(5008.24), BANDS.index("NB816.SuprimeCam")]
+    assert lost > 0.1 * flux[0][0, 1], "the line must matter in the band, or this test sees nothing"
+    assert seen / lost - 1 == pytest.approx(0.0, abs=0.02)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="photometry, spectra, survey"):
+        emulator.load("fast")
 
 
 def test_saved_and_restored(trained, tmp_path, monkeypatch, galaxies):
