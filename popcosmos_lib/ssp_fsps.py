@@ -122,8 +122,9 @@ def _stars(population, weights, shines, pixels):
         ionising.append(powering @ (shines * _photons(wave, spectrum)))
         spectrum[np.ix_(shines, wave <= _LYMAN_EDGE)] = 0.0  # these photons come back as nebular emission
         spectra.append(_to_pixels(wave, weights @ spectrum, pixels))
-    grid = {"log_z": log_z[kept], "stars": np.stack(spectra), "ionising": np.stack(ionising), "surviving": kernel[kept] @ (weights @ mass).T}
-    return grid | {"bolometric": fsps_backend.SOLAR * (10 ** (kernel[kept] @ log_lbol.T)) @ weights.T}
+    bolometric = fsps_backend.SOLAR * 10 ** (kernel[kept] @ log_lbol.T) @ weights.T
+    grid = {"log_z": log_z[kept], "stars": np.stack(spectra), "ionising": np.stack(ionising), "bolometric": bolometric}
+    return grid | {"surviving": kernel[kept] @ (weights @ mass).T}
 
 
 def _n_powering(weights, shines):
