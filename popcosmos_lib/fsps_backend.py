@@ -306,6 +306,7 @@ def _start(bands):
 
     torch.set_num_threads(1)
     _population, _bands = fsps.StellarPopulation(**_SETTINGS), bands
+    _population._all_ssp_spec()  # builds the simple populations, so that the first spectrum costs what the others do
 
 
 def _wavelengths():

@@ -19,6 +19,8 @@ _BRIGHT = 1.0  # Msun, above which both have the same slope
 
 def _mass_function(kind):
     """Masses [Msun] and the number of stars per mass, up to a constant."""
+    if kind not in _LIMITS:
+        raise ValueError(f"unknown mass function {kind!r}: use {' or '.join(_LIMITS)}")
     mass = np.geomspace(*_LIMITS[kind], 4000)
     if kind == "kroupa":
         return mass, np.where(mass < _BREAK, (mass / _BREAK) ** -1.3, (mass / _BREAK) ** -2.3)
@@ -49,6 +51,11 @@ def bright_fraction(kind):
     -------
     float
         The ratio of two of them is the inverse ratio of the masses that populations of equal light have formed.
+
+    Raises
+    ------
+    ValueError
+        If the mass function is unknown.
     """
     mass, number = _mass_function(kind)
     edges = np.log([_BRIGHT, _LIMITS["kroupa"][1]])
