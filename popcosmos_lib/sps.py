@@ -103,11 +103,12 @@ class Synthesiser(nn.Module):
             "old": table["stars"][:, self.n_young :].reshape(n_z * (n_cell - self.n_young), -1),
             "young": table["stars"][:, : self.n_young].reshape(n_z * self.n_young, -1),
             "bolometric": table["bolometric"],
-            "ionising": table["ionising"],
+            "ionising": table["ionising"][:, : self.n_young],
             "surviving": table["surviving"],
             "continuum": table["continuum"][:, :, : self.n_young].flatten(0, 2),
             "emission": table["lines"][:, :, : self.n_young].flatten(0, 2),
-            "bare_continuum": table["continuum"][:, :, self.n_young :].flatten(0, 2),  # powered by stars out of their cloud, if any
+            "bare_ionising": table["ionising"][:, self.n_young :],  # of stars out of their cloud, if they power gas
+            "bare_continuum": table["continuum"][:, :, self.n_young :].flatten(0, 2),
             "bare_emission": table["lines"][:, :, self.n_young :].flatten(0, 2),
             "line_wave": table["line_wave"],
             "dust": table["dust"],
@@ -213,7 +214,8 @@ class Synthesiser(nn.Module):
         mix = metals[:, :, None] * mass[:, None, :]  # (n, n_z, n_cell)
         old = mix[:, :, self.n_young :].flatten(1) @ self.old[:, :n_wave]
         young = mix[:, :, : self.n_young].flatten(1) @ self.young[:, :n_wave]
-        photons = (mix[:, :, : self.ionising.shape[1]] * self.ionising).sum(1)  # per age, at the metallicity of the stars
+        rate = torch.cat([self.ionising, self.bare_ionising], -1)
+        photons = (mix[:, :, : rate.shape[1]] * rate).sum(1)  # per age, at the metallicity of the stars
         gas = _hat(column["log10Zgas"][:, 0], self.log_zgas)[:, :, None] * _hat(column["log10Ugas"][:, 0], self.log_u)[:, None, :]
         gas = gas[..., None] * photons[:, None, None, :]
         clouded, bare = gas[..., : self.n_young].flatten(1), gas[..., self.n_young :].flatten(1)
