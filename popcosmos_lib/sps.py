@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from popcosmos_lib import cosmology, dust, filters, igm, interpolation, lines, parameters, passbands, remnants, ssp
+from popcosmos_lib import cosmology, dust, filters, igm, interpolation, lines, parameters, passbands, ssp
 
 __all__ = ["Spectrum", "Synthesiser", "load"]
 
@@ -84,12 +84,11 @@ class Synthesiser(nn.Module):
         self.bands = list(bands.names)
         table = {name: torch.as_tensor(np.asarray(values, np.float64)) for name, values in grid.items()}
         wave, cells = table["wave"], table["edges"]
-        self.n_young = int((cells[1:] <= ssp.BIRTH_CLOUD * 1.001).sum())
+        self.n_young = int((cells[1:] <= table["birth_cloud"] * 1.001).sum())
         self.log_start, self.log_step = math.log(wave[0]), math.log(wave[-1] / wave[0]) / (len(wave) - 1)
         self.passbands = passbands.Passbands(bands, wave)
         n_z, n_cell = table["bolometric"].shape
         depth, torus, self.torus_source = dust.torus(wave.numpy())
-        surviving = table["living"] + remnants.mass_fraction(0.5 * (cells[1:] + cells[:-1]))
         self.line_start, line_response = lines.response(bands)
         constants = {
             "wave": wave,
@@ -100,10 +99,13 @@ class Synthesiser(nn.Module):
             "old": table["stars"][:, self.n_young :].reshape(n_z * (n_cell - self.n_young), -1),
             "young": table["stars"][:, : self.n_young].reshape(n_z * self.n_young, -1),
             "bolometric": table["bolometric"],
-            "ionising": table["ionising"],
-            "surviving": surviving.clamp(max=1.0),
-            "continuum": table["continuum"].flatten(0, 2),
-            "emission": table["lines"].flatten(0, 2),
+            "ionising": table["ionising"][:, : self.n_young],
+            "surviving": table["surviving"],
+            "continuum": table["continuum"][:, :, : self.n_young].flatten(0, 2),
+            "emission": table["lines"][:, :, : self.n_young].flatten(0, 2),
+            "bare_ionising": table["ionising"][:, self.n_young :],  # of stars out of their cloud, if they power gas
+            "bare_continuum": table["continuum"][:, :, self.n_young :].flatten(0, 2),
+            "bare_emission": table["lines"][:, :, self.n_young :].flatten(0, 2),
             "line_wave": table["line_wave"],
             "dust": table["dust"],
             "torus_depth": torch.as_tensor(depth),
@@ -205,20 +207,25 @@ class Synthesiser(nn.Module):
         mix = metals[:, :, None] * mass[:, None, :]  # (n, n_z, n_cell)
         old = mix[:, :, self.n_young :].flatten(1) @ self.old[:, :n_wave]
         young = mix[:, :, : self.n_young].flatten(1) @ self.young[:, :n_wave]
-        photons = (mix[:, :, : self.n_young] * self.ionising).sum(1)  # per age, at the metallicity of the stars
+        rate = torch.cat([self.ionising, self.bare_ionising], -1)
+        photons = (mix[:, :, : rate.shape[1]] * rate).sum(1)  # per age, at the metallicity of the stars
         gas = [interpolation.rounded(column[k][:, 0], nodes) for k, nodes in (("log10Zgas", self.log_zgas), ("log10Ugas", self.log_u))]
-        gas = torch.einsum("na,nb,nc->nabc", *gas, photons).flatten(1)
-        nebular, emitted = gas @ self.continuum[:, :n_wave], gas @ self.emission
+        gas = torch.einsum("na,nb,nc->nabc", *gas, photons)
+        clouded, bare = gas[..., : self.n_young].flatten(1), gas[..., self.n_young :].flatten(1)
+        nebular, emitted, bare_lines = clouded @ self.continuum[:, :n_wave], clouded @ self.emission, bare @ self.bare_emission
+        if bare.shape[1]:
+            old = old + bare @ self.bare_continuum[:, :n_wave]  # attenuated, and counted, with the stars that power it
 
         depth = column["dust2"]
         cloud = depth * column["dust1_fraction"]
         wave, energy, index = self.wave[:n_wave], self.energy[:n_wave], column["dust_index"][:, 0]
         through = torch.exp(-depth * dust.diffuse(wave, index))
         inside = through * torch.exp(-cloud * dust.birth_cloud(wave))
-        shining = emitted * torch.exp(-depth * dust.diffuse(self.line_wave, index) - cloud * dust.birth_cloud(self.line_wave))
+        shining = emitted * torch.exp(-cloud * dust.birth_cloud(self.line_wave)) + bare_lines
+        shining = shining * torch.exp(-depth * dust.diffuse(self.line_wave, index))
         intrinsic = old + young + nebular
         stars, nebular = through * old + inside * young, inside * nebular
-        absorbed = (intrinsic - stars - nebular) @ energy + (emitted - shining).sum(-1)
+        absorbed = (intrinsic - stars - nebular) @ energy + (emitted + bare_lines - shining).sum(-1)
 
         torus = interpolation.rounded(column["lntauAGN"][:, 0].exp(), self.torus_depth) @ self.torus[:, :n_wave]
         power = column["lnfAGN"].exp() * (mix * self.bolometric).sum((1, 2))[:, None]

