@@ -24,6 +24,7 @@ __all__ = ["Lines", "Photulators", "StellarMass", "lines", "noise_model", "photu
 
 _FOLDER = "popcosmos_release/trained_models"
 _CHUNK = 250  # galaxies; two buffers of 26 x 250 x 128 activations are reused, so that no page is fetched twice
+_CHUNK_GRADIENT = 128  # of which autograd keeps twenty such arrays
 _LINES = [  # vacuum wavelengths [Angstrom] of the lines that the papers recalibrate (Alsing+24 table 3, Thorp+25 table 6)
     1215.67, 1906.68, 1908.73, 2321.66, 2326.11, 2661.15, 2669.95, 2796.35, 2803.53, 3722.75, 3727.10, 3729.86, 3798.99, 3836.49, 3869.86,
     3889.75, 3890.17, 3968.59, 3971.20, 4069.75, 4102.89, 4341.69, 4364.44, 4472.73, 4862.71, 4960.30, 5008.24, 5877.25, 6302.05, 6313.81,
@@ -79,7 +80,7 @@ class Photulators(nn.Module):
         ----------
         theta : Tensor of shape (n, 16)
             SPS parameters in the order of ``parameters.NAMES``; differentiable (the gradient in dust2 is zero below 1e-8, where
-            the square root upstream has none). Without a gradient to record, buffers are reused: a fifth faster.
+            the square root upstream has none). Without a gradient to record, buffers are reused.
 
         Returns
         -------
@@ -89,11 +90,11 @@ class Photulators(nn.Module):
         theta = parameters.check(theta)
         x = (_root_dust(theta.to(self.parameters_shift))[:, 1:] - self.parameters_shift) / self.parameters_scale
         if torch.is_grad_enabled() and theta.requires_grad:
-            unit_mass = torch.cat([self._evaluate(part) for part in x.split(_CHUNK)], 1)
+            unit_mass = torch.cat([self._evaluate(part) for part in x.split(_CHUNK_GRADIENT)], 1)
         else:
             unit_mass = torch.empty(len(self.bands), len(x), dtype=x.dtype, device=x.device)
             wide = max(getattr(self, f"b{i}").shape[-1] for i in range(self.layers))
-            buffers = [torch.empty(len(self.bands) * min(_CHUNK, len(x)) * wide, dtype=x.dtype, device=x.device) for _ in "ab"]
+            buffers = [torch.empty(len(self.bands) * min(_CHUNK, len(x)) * wide, dtype=x.dtype, device=x.device) for _ in range(2)]
             for part, target in zip(x.split(_CHUNK), unit_mass.split(_CHUNK, 1), strict=True):
                 target.copy_(self._evaluate(part, buffers))
         unit_mass = unit_mass.T * self.magnitudes_scale + self.magnitudes_shift
@@ -104,10 +105,11 @@ class Photulators(nn.Module):
         x = x.expand(len(self.bands), -1, -1)
         for i in range(self.layers):
             weight, bias, alpha, beta = (getattr(self, f"{name}{i}") for name in ("W", "b", "alphas", "betas"))
+            if i == self.layers - 1:  # the activation is applied to the output too: the files were trained so
+                return _gated(bias.mT + weight.mT @ x.mT, alpha, beta)[:, 0]  # a row times a matrix: faster than a matrix times a column
             shape = (*x.shape[:2], bias.shape[-1])
             linear, gated = (None if flat is None else flat[: math.prod(shape)].view(shape) for flat in buffers)
-            x = _gated(torch.baddbmm(bias, x, weight, out=linear), alpha, beta, gated)  # on the output too: the files were trained so
-        return x[..., 0]
+            x = _gated(torch.baddbmm(bias, x, weight, out=linear), alpha, beta, gated)
 
 
 def photulators(path=None, bands=None):
@@ -213,8 +215,8 @@ def stellar_mass(path=None):
     paths = _existing(path, "", ["stellar_mass_emulator.pt", "stellar_mass_parameter_shift-scale.pkl"])
 
     def parse():
-        shift, scale = (array.tensor for array in pickles.read(paths[1]))
-        return pickles.tensors(pickles.read(paths[0])) | {"shift": shift, "scale": scale}
+        network, (shift, scale) = [pickles.read(path) for path in paths]
+        return pickles.tensors(network) | {"shift": shift.tensor, "scale": scale.tensor}
 
     return StellarMass(pickles.converted("stellar_mass", paths, parse).data).eval()
 

@@ -26,21 +26,30 @@ _NAMES = [
     "gaslog10U", "z",
 ]  # fmt: skip
 _ACTIVATIONS = {  # value, and slope
-    "Tanh": (torch.tanh, lambda x: 1 - x.tanh() ** 2),
+    "Tanh": (lambda x: 2 * torch.sigmoid(2 * x) - 1, lambda x: 1 - x.tanh() ** 2),  # twice as fast as torch.tanh on a CPU
     "SiLU": (nn.functional.silu, lambda x: x.sigmoid() * (1 + x * (1 - x.sigmoid()))),
 }
 _MICROJANSKY = 10 ** (0.4 * 23.9)  # of a maggy
 _ROWS = 512  # galaxies evaluated at once: larger ones fall out of cache
-_STEPS = 24  # of DPM-Solver++(2M)
+_STEPS = 32  # of the solvers
+_FINE = 64  # for draws of galaxies, whose network is small
 
 
 @dataclass(frozen=True)
-class _ReleasedVE(diffusion.VE):
-    """Base draws scaled by sigma_max alone, as the released code has it."""
+class _Schedule(diffusion.VE):
+    """Noise even in ln sigma, and base draws scaled as the released code has it: by sigma_max alone for VE, by 1 / m for VP.
+
+    Solved in 32 steps, a unit normal comes out 0.5 % too wide under VP; on the grid of Karras et al., that of ``diffusion.VE``, 1.4 %.
+    """
+
+    base: float = 1.0
 
     @property
     def base_scale(self):
-        return self.sigma_max
+        return self.base
+
+    def grid(self, steps, like):
+        return torch.linspace(math.log(self.sigma_max), math.log(self.sigma_min), steps + 1, dtype=torch.float64).exp().to(like)
 
 
 class Score(nn.Module):
@@ -72,10 +81,11 @@ class Score(nn.Module):
         self.dim = len(state[f"NN.{self.depth - 1}.bias"])
         if about["sde"] == "VE":
             low, high = about["sigma_min"], about["sigma_max"]
-            self.sde, self.contraction = _ReleasedVE(low * (high / low) ** about["epsilon"], high), 1.0
+            self.sde, self.contraction = _Schedule(low * (high / low) ** about["epsilon"], high, base=high), 1.0
         else:
             low, high = (math.sqrt(math.expm1(self._integral(t))) for t in (about["epsilon"], 1.0))
-            self.sde, self.contraction = diffusion.VE(low, high), math.exp(-0.5 * self._integral(about["epsilon"]))
+            self.sde = _Schedule(low, high, base=math.exp(0.5 * self._integral(1.0)))
+            self.contraction = math.exp(-0.5 * self._integral(about["epsilon"]))
 
     def _integral(self, t):
         """Integral of beta over time up to t (VP)."""
@@ -156,7 +166,9 @@ class NoiseModel(nn.Module):
         Softening of the asinh magnitudes that the model takes [µJy].
     """
 
-    _BUFFERS = ("shift", "scale", "conditional_shift", "conditional_scale", "log_error_min", "log_error_max", "magnitude_min", "magnitude_max")
+    _BUFFERS = (
+        "shift", "scale", "conditional_shift", "conditional_scale", "log_error_min", "log_error_max", "magnitude_min", "magnitude_max",
+    )  # fmt: skip
 
     def __init__(self, state, about):
         super().__init__()
@@ -266,20 +278,22 @@ class ReleasedPopulation(nn.Module):
             self.register_buffer(name, state.pop(name))
         self.score = Score(state, about)
 
-    def from_base(self, u):
-        """Base noise to galaxies along the probability-flow ODE (DPM-Solver++(2M), 24 evaluations).
+    def from_base(self, u, steps=_FINE):
+        """Base noise to galaxies along the probability-flow ODE.
 
         Parameters
         ----------
         u : Tensor of shape (n, 16)
             Unit-normal draws.
+        steps : int
+            Steps of DPM-Solver++(2M), one evaluation each.
 
         Returns
         -------
         Tensor of shape (n, 16)
             theta in the order of ``parameters.NAMES``; log10M_formed follows from N and z and is not bounded. Differentiable.
         """
-        x = torch.cat([diffusion.decode(self.score, part, sde=self.score.sde, steps=_STEPS) for part in u.split(_ROWS)])
+        x = torch.cat([diffusion.decode(self.score, part, sde=self.score.sde, steps=steps) for part in u.split(_ROWS)])
         phi = self.score.contraction * x * self.scale + self.shift
         theta = self.lower + (self.upper - self.lower) * torch.special.ndtr(phi)
         mass = 0.4 * (cosmology.distance_modulus(parameters.column(theta, "z")) - phi[:, 0])

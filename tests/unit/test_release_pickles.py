@@ -13,7 +13,7 @@ from torch import nn
 from popcosmos_lib import filters, pickles, release
 
 PHOTULATORS = [f"model_4x128_alsing20_{band}_cpu.pt" for band in filters.COSMOS26]
-LINES = ["emline_speculator_models/speculator-emlinesabsmags", "emline_speculator_models/PCABasis.npz", "emline_speculator_models/elams.npy"]
+LINES = [f"emline_speculator_models/{name}" for name in ("speculator-emlinesabsmags", "PCABasis.npz", "elams.npy")]
 LINES += [f"emline_bandpass_models/line_gengmmcoeffs_{band}.npy" for band in filters.COSMOS26]
 MASS = ["stellar_mass_emulator.pt", "stellar_mass_parameter_shift-scale.pkl"]
 READERS = [  # loader, its files, which of them holds the trap, what the loader is given

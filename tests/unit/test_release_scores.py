@@ -100,15 +100,21 @@ def unit_normal(made, **options):
     return catalogue(made, "VP", [layer], activation=nn.Tanh(), no_sigma=True, frequencies=torch.tensor([1.0, 9.0, -20.0, 4.0]), **options)
 
 
-def random_network(made, kind, no_sigma):
-    """A generator with hidden layers and a score that draws inwards, so that its density is a proper one."""
+def drawn_inwards(made, kind, no_sigma):
+    """A generator with two hidden layers whose output is about -x, so that its density is a proper one, plus a random part."""
     g = torch.Generator().manual_seed(7)
-    sizes = [8 + 16, 24, 20, 16]
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    slope, gain, part = (1.0, 0.25, 0.03) if kind == "VE" else (0.1, 2.5, 0.1)  # silu(x) - silu(-x) = x; tanh is only nearly linear
+    layers = [nn.Linear(8 + 16, 40), nn.Linear(40, 40), nn.Linear(40, 16)]
+    both = torch.cat([torch.eye(16), -torch.eye(16)])
     with torch.no_grad():
         for layer in layers:
-            layer.weight.copy_(torch.randn(layer.weight.shape, generator=g) / layer.in_features**0.5)
+            layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=g))
             layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=g))
+        layers[0].weight[:32] = torch.cat([torch.zeros(32, 8), slope * both], -1)
+        layers[1].weight[:32] = torch.cat([both @ both.T, torch.zeros(32, 8)], -1)
+        layers[2].weight.mul_(part)[:, :32] = -gain * both.T
+        for layer in layers[:2]:
+            layer.bias[:32] = 0
     activation = nn.SiLU() if kind == "VE" else nn.Tanh()
     return catalogue(made, kind, layers, activation=activation, no_sigma=no_sigma, frequencies=torch.tensor([0.1, 0.5, -0.3, 0.2]))
 
@@ -162,8 +168,7 @@ def test_density_of_an_exactly_known_population(published, tmp_path, home, gener
     x, jacobian = latent(whole, theta)
     expected = -0.5 * (x**2).sum(-1) - 8 * math.log(2 * math.pi) - jacobian
     torch.testing.assert_close(population.log_prob(theta).double(), expected, rtol=0, atol=0.02)
-    exact = population.double().log_prob(theta.double())
-    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(population.double().log_prob(theta.double(), steps=128), expected, rtol=0, atol=1e-4)
 
 
 def test_draws_of_an_exactly_known_population(published, tmp_path, home, generator):
@@ -173,8 +178,8 @@ def test_draws_of_an_exactly_known_population(published, tmp_path, home, generat
     phi = u * whole.population_model.scale + whole.population_model.shift
     theta = population.from_base(u)
     physical = whole.lower + whole.range * torch.special.ndtr(phi)
-    torch.testing.assert_close(theta[:, 1:], physical[:, 1:], rtol=1e-3, atol=2e-3)
-    mass = 0.4 * (cosmology.distance_modulus(physical[:, 15]) - phi[:, 0])
+    assert ((theta - physical) / whole.range)[:, 1:].abs().max() < 0.003
+    mass = 0.4 * (cosmology.distance_modulus(theta[:, 15]) - phi[:, 0])
     torch.testing.assert_close(theta[:, 0], mass, rtol=0, atol=5e-3)
     drawn = population.sample(500, torch.Generator().manual_seed(1))
     assert torch.equal(drawn, population.sample(500, torch.Generator().manual_seed(1)))
@@ -194,7 +199,7 @@ def test_bounds_are_those_of_the_file(published, tmp_path, home, generator):
 
 @pytest.mark.parametrize(("kind", "no_sigma"), [("VE", False), ("VP", True), ("VP", False)])
 def test_draws_and_density_against_an_adaptive_solver(kind, no_sigma, published, tmp_path, home, generator):
-    whole = random_network(published, kind, no_sigma)
+    whole = drawn_inwards(published, kind, no_sigma)
     population = stored(whole, tmp_path).double()
     u = torch.randn(6, 16, generator=generator, dtype=torch.float64)
     first = 1e-5 if kind == "VE" else 1e-3
@@ -203,7 +208,8 @@ def test_draws_and_density_against_an_adaptive_solver(kind, no_sigma, published,
         x = odeint(lambda t, x: upstream_drift(whole, t, x), u * (10 if kind == "VE" else 1), times, rtol=1e-8, atol=1e-8)[-1]
     phi = x * whole.population_model.scale.double() + whole.population_model.shift.double()
     physical = (whole.lower + whole.range * torch.special.ndtr(phi))[:, 1:]
-    torch.testing.assert_close(population.from_base(u)[:, 1:], physical, rtol=0, atol=0.02)
+    for steps, tolerance in ((64, 0.01), (1024, 1e-4)):
+        assert ((population.from_base(u, steps)[:, 1:] - physical) / whole.range[1:]).abs().max() < tolerance
 
     theta = torch.cat([torch.full((6, 1), 10.0, dtype=torch.float64), physical.clamp(-4, 4)], -1)
     theta = torch.where(whole.lower.double() + 0.05 < theta, theta, whole.lower.double() + 0.05)
@@ -218,11 +224,12 @@ def test_draws_and_density_against_an_adaptive_solver(kind, no_sigma, published,
     end, volume = odeint(with_divergence, (x, torch.zeros(6, dtype=torch.float64)), times.flip(0), rtol=1e-7, atol=1e-7)
     base = torch.distributions.Normal(0.0, 10.0 if kind == "VE" else 1.0)
     expected = base.log_prob(end[-1]).sum(-1) + volume[-1] - jacobian
-    torch.testing.assert_close(population.log_prob(theta), expected, rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(population.log_prob(theta), expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(population.log_prob(theta, steps=160), expected, rtol=0, atol=1e-3)
 
 
 def test_density_is_differentiable(published, tmp_path, home, generator):
-    population = stored(random_network(published, "VP", True), tmp_path).double()
+    population = stored(drawn_inwards(published, "VP", True), tmp_path).double()
     theta = parameters.BOUNDS.mean(1).repeat(2, 1).requires_grad_()
     slope = torch.autograd.grad(population.log_prob(theta, steps=12).sum(), theta)[0]
     for k in (0, 3, 8, 15):
@@ -270,8 +277,8 @@ def test_released_errors_have_the_depths_of_the_catalogue(faint, generator):
     expected |= {"Ch1": 27.35, "Ch2": 27.2}
     for short, value in expected.items():
         assert abs(depth[filters.SHORT.index(short)] - value) < 0.5, f"{short}: {depth[filters.SHORT.index(short)]:.2f} against {value}"
-    bright = model.sigma(magnitude[:200] - 5, torch.Generator().manual_seed(2))
-    assert (bright > sigma[:200]).float().mean() > 0.95, "a galaxy 5 mag brighter has larger errors"
+    bright = model.sigma(magnitude[:500] - 5, torch.Generator().manual_seed(2))
+    assert (bright.median(0).values > 1.2 * sigma.median(0).values).all(), "galaxies 5 mag brighter have larger errors in every band"
     with pytest.raises(ValueError, match="finite"):
         model.sigma(torch.full((1, 26), torch.nan), generator)
 
@@ -295,5 +302,5 @@ def test_released_errors_follow_an_adaptive_solver(faint, generator):
     expected = (x * model.scale + model.shift).clamp(-28, -19.5) + math.log(10 ** (0.4 * 23.9))
     scatter = expected.std()
     error = (model.from_base(magnitude, u).log() - expected).pow(2).mean().sqrt()
-    assert error < 0.03, f"24 steps leave {error:.4f} in ln sigma, whose scatter is {scatter:.2f}"
+    assert error < 0.02, f"the default steps leave {error:.4f} in ln sigma, whose scatter is {scatter:.2f}"
     assert (model.from_base(magnitude, u, steps=200).log() - expected).pow(2).mean().sqrt() < 0.005
