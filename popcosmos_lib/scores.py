@@ -231,12 +231,8 @@ def noise_model(path=None):
 
     Raises
     ------
-    FileNotFoundError
-        If it is not there.
-    pickles.Refused
-        If the file names anything that a trained network does not need.
-    ValueError
-        If it holds something else.
+    FileNotFoundError, pickles.Refused, ValueError
+        If it is not there; names anything that a trained network does not need; holds something else.
     """
     path = data.shared(f"{_FOLDER}/noiseModel.pt") if path is None else Path(path)
 
@@ -246,7 +242,8 @@ def noise_model(path=None):
         names = ("log_error_min", "log_error_max", "magnitude_min", "magnitude_max", "f_b")
         return state | {name: whole[name] for name in names}, about
 
-    return _loaded(NoiseModel, "noise_model", path, parse)
+    artefact = pickles.converted("noise_model", [path], parse)
+    return NoiseModel(artefact.data, artefact.meta).eval()
 
 
 class ReleasedPopulation(nn.Module):
@@ -374,12 +371,8 @@ def population(path=None):
 
     Raises
     ------
-    FileNotFoundError
-        If it is not there.
-    pickles.Refused
-        If the file names anything that a trained network does not need.
-    ValueError
-        If it holds something else, or its parameters are not the 16 of the papers.
+    FileNotFoundError, pickles.Refused, ValueError
+        If it is not there; names anything that a trained network does not need; holds something else, or other parameters than the 16.
     """
     path = data.shared(f"{_FOLDER}/catalogueModelT25.pt") if path is None else Path(path)
 
@@ -393,7 +386,8 @@ def population(path=None):
         calibration["line_wavelength"] = whole["emission_line_flux_emulator"]["line_lambdas_selected"]
         return state | calibration, about
 
-    return _loaded(ReleasedPopulation, "population", path, parse)
+    artefact = pickles.converted("population", [path], parse)
+    return ReleasedPopulation(artefact.data, artefact.meta).eval()
 
 
 def _of_class(whole, name, path):
@@ -414,8 +408,3 @@ def _diffusion(wrapper):
     state = {name: value for name, value in pickles.tensors(network).items() if name == "W" or name.startswith("NN.")}
     scalings = ("shift", "scale", "conditional_shift", "conditional_scale")
     return state | {name: value for name, value in pickles.tensors(wrapper).items() if name in scalings}, about
-
-
-def _loaded(model, name, path, parse):
-    artefact = pickles.converted(name, [path], parse)
-    return model(artefact.data, artefact.meta).eval()
