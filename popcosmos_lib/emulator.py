@@ -27,6 +27,9 @@ _KNEE = 0.003  # where the loss turns from quadratic to linear [mag]
 _NARROW = 0.05  # least width by which an input is divided: shares of light that are zero in most galaxies stay small
 _ENTRIES = 40  # in the learning curve
 _HELD_OUT, _GLANCE = 20_000, 4_000  # population-like galaxies that measure the error kept with the weights, and the learning curve
+# Edges of the regions in which the error is kept apart: attenuation and intergalactic absorption are what makes a galaxy hard.
+_REGIONS = {"z": (0.5, 1.0, 2.0, 3.5), "dust2": (0.3, 1.0, 2.0)}
+_FEWEST = 50  # galaxies that measure the error of a region
 
 
 class Speculator(nn.Module):
@@ -79,6 +82,8 @@ class Emulator(nn.Module):
         In the order of the magnitudes.
     error : Tensor of shape (n_band,)
         Robust standard deviation against the synthesis, on held-out population-like galaxies [mag]; NaN before training.
+    regional : Tensor of shape (5, 4, n_band)
+        The same in bins of redshift and dust2, on held-out galaxies drawn like the training set, so that it holds in the corners too.
     """
 
     def __init__(self, bands, tables, hidden, generator=None):
@@ -89,6 +94,8 @@ class Emulator(nn.Module):
         self.register_buffer("shift", torch.zeros(self.features.size))
         self.register_buffer("scale", torch.ones(self.features.size))
         self.register_buffer("error", torch.full((len(self.bands),), math.nan))
+        shape = [len(edges) + 1 for edges in _REGIONS.values()]
+        self.register_buffer("regional", torch.full((*shape, len(self.bands)), math.nan))
 
     def magnitudes(self, theta):
         """Apparent magnitudes of a batch.
@@ -140,6 +147,10 @@ class Emulator(nn.Module):
         flux = self.features.line_flux(rows)
         return filters.flux_from_magnitude(passbands.AB_ZERO + _normalisation(rows))[..., None] * flux
 
+    def errors(self, theta):
+        """Error of the emulator where galaxies are, (n, n_band) [mag]: ``regional`` of the bin of each, as the likelihood wants it."""
+        return self.regional[_region(theta)].to(theta)
+
     def jacobian(self, theta):
         """Derivatives of the magnitudes, (n, n_band, 16) [mag per unit of each parameter]."""
         theta = theta.detach().clone().requires_grad_(True)
@@ -154,6 +165,13 @@ class Emulator(nn.Module):
     def settings(self):
         """What ``restore`` needs beside the state to build this emulator again; plain values."""
         return {"bands": self.bands, "hidden": self.hidden}
+
+
+def _region(theta):
+    """Bins of ``_REGIONS`` in which galaxies lie, one index tensor (n,) for each parameter."""
+    return tuple(
+        torch.bucketize(parameters.column(theta, name).contiguous(), torch.tensor(edges).to(theta)) for name, edges in _REGIONS.items()
+    )
 
 
 def _normalisation(theta):
@@ -326,12 +344,25 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
             history.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "sigma": float(sigma)})
             losses.clear()
     emulator.error.copy_(_error(emulator, held_out, truth))
+    emulator.regional.copy_(_regional(emulator, synthesiser, draw(2 * _HELD_OUT, generator)))
     return emulator.eval().requires_grad_(False), history
 
 
 @torch.no_grad()
 def _error(emulator, theta, truth):
     return robust_sigma(emulator.magnitudes(theta) - truth)
+
+
+def _regional(emulator, synthesiser, theta):
+    """Robust error (5, 4, n_band) in the regions [mag]; where too few galaxies are bright enough, that of all of them."""
+    error, region = residuals(emulator, synthesiser, theta), _region(theta)
+    table = robust_sigma(error).expand_as(emulator.regional).clone()
+    for where in torch.cartesian_prod(*[torch.arange(size) for size in table.shape[:2]]).tolist():
+        inside = error[(region[0] == where[0]) & (region[1] == where[1])]
+        enough = inside.isfinite().sum(0) >= _FEWEST
+        if enough.any():
+            table[where[0], where[1], enough] = robust_sigma(inside[:, enough])
+    return table
 
 
 class _Pool:

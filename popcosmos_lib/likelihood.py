@@ -40,7 +40,7 @@ def model_flux(magnitude):
     return 10.0 ** (0.4 * (ZERO_POINT - magnitude.clamp(_BRIGHTEST, _FAINTEST)))
 
 
-def fractional_error(floor, emulator=None):
+def fractional_error(floor, emulator=None, theta=None):
     """Error of the model as a fraction of its flux: floor and emulator error in quadrature.
 
     Parameters
@@ -49,14 +49,16 @@ def fractional_error(floor, emulator=None):
         Fractional floor: zero-point and stellar-library systematics that the catalogue's errors leave out.
     emulator : Emulator, optional
         Its ``error`` (n_band,) [mag] is added.
+    theta : Tensor of shape (n, 16), optional
+        Where the model is; the emulator's error is then that of each galaxy's region.
 
     Returns
     -------
-    Tensor of shape () or (n_band,)
+    Tensor of shape (), (n_band,) or (n, n_band)
         Fractional error.
     """
     squared = torch.as_tensor(floor, dtype=torch.float32) ** 2
-    error = getattr(emulator, "error", None)
+    error = getattr(emulator, "error", None) if theta is None else emulator.errors(theta)
     return (squared if error is None else squared + (0.4 * math.log(10) * error.to(squared)) ** 2).sqrt()
 
 

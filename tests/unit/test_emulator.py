@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import emulator, features, filters, lines, parameters, sps, store, universe
+from popcosmos_lib import emulator, features, filters, likelihood, lines, parameters, sps, store, universe
 
 BANDS = ["hsc_g", "NB816.SuprimeCam", "irac1_cosmos"]
 
@@ -62,6 +62,15 @@ def test_training_improves_on_the_first_estimate(trained, untrained, synthesiser
     assert after.median() < before.median()
     assert history[-1]["step"] == 200 and history[-1]["loss"] < history[0]["loss"]
     assert model.error.shape == (3,) and (model.error > 0).all()
+
+
+def test_error_grows_with_dust_and_reaches_the_likelihood(trained, galaxies):
+    model, _ = trained
+    assert model.regional.shape == (5, 4, 3) and (model.regional > 0).all()
+    assert (model.regional[1:3, 3] > model.regional[1:3, 0]).all(), "deep dust is harder to emulate than little dust"
+    assert torch.equal(model.errors(galaxies[:1])[0], model.regional[emulator._region(galaxies[:1])][0])
+    floor = likelihood.fractional_error(0.02, model, galaxies)
+    torch.testing.assert_close(floor**2 - 0.02**2, (0.4 * math.log(10) * model.errors(galaxies)) ** 2, rtol=1e-2, atol=1e-7)
 
 
 def test_training_depends_on_its_generator_only(synthesiser):
