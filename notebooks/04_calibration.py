@@ -23,7 +23,7 @@ profile: str = "fast"         # smoke, fast or full
 seed: int = 4                 # random seed
 n_fits: int = 6_000           # galaxies of the catalogue that are fitted one by one
 n_starts: int = 2             # redshift modes followed in each fit
-fit_steps: int = 40           # largest number of steps of a fit
+fit_steps: int = 150          # largest number of steps of a fit
 n_library: int = 50_000       # model galaxies that supply the starts
 floor: float = 0.02           # fractional error of the model flux, beside the emulator's
 trajectories: int = 50        # Hamiltonian trajectories per galaxy
@@ -40,7 +40,7 @@ min_gain: float = 3.0         # sliced W2 of the broad prior over that of the ca
 max_mean_z: float = 0.05      # |mean z - truth| / (1 + z)
 max_bin_z: float = 0.06       # the same in the worst quartile of r - i
 max_ks: float = 0.05          # KS distance of n(z) from the truth; two halves of the mock differ by about 0.02
-max_unconverged: float = 0.5  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
+max_unconverged: float = 0.02  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
 max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the latent
 
 # %% tags=["setup"]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from popcosmos_lib import cosmology, filters, parameters, passbands, priors, store, universe
 from popcosmos_lib.features import Features, magnitude, tabulate
 
-__all__ = ["FAINT", "Emulator", "Speculator", "draw", "load", "residuals", "restore", "robust_sigma", "train"]
+__all__ = ["FAINT", "Emulator", "Speculator", "draw", "jacobian", "load", "residuals", "restore", "robust_sigma", "train"]
 
 FAINT = 30.0  # apparent magnitude beyond which an object counts neither in the loss nor in the quoted errors [mag]
 _CHUNK = {"cpu": 4096, "cuda": 65_536}  # rows evaluated at once: few enough for a processor's cache, enough for a GPU
@@ -151,12 +151,6 @@ class Emulator(nn.Module):
         """Error of the emulator where galaxies are, (n, n_band) [mag]: ``regional`` of the bin of each, as the likelihood wants it."""
         return self.regional[_region(theta)].to(theta)
 
-    def jacobian(self, theta):
-        """Derivatives of the magnitudes, (n, n_band, 16) [mag per unit of each parameter]."""
-        theta = theta.detach().clone().requires_grad_(True)
-        columns = self.magnitudes(theta).sum(0)
-        return torch.stack([torch.autograd.grad(column, theta, retain_graph=True)[0] for column in columns], 1)
-
     def forward(self, inputs, continuum, lines):
         """Magnitudes for N = 0 from what ``Features`` returns, (n, n_band) [mag]."""
         correction = self.network((inputs - self.shift) / self.scale)
@@ -251,6 +245,13 @@ def draw(n, generator):
     dust2, top = parameters.INDEX["dust2"], float(parameters.BOUNDS[parameters.INDEX["dust2"], 1])
     uniform[:, dust2] = uniform[:, dust2] ** 2 / top
     return torch.cat([universe.sample(n - 2 * quarter, generator), uniform, priors.Prospector().library(quarter, generator)])
+
+
+def jacobian(emulator, theta):
+    """Derivatives of the magnitudes of anything that has them, (n, n_band, 16) [mag per unit of each parameter]."""
+    theta = theta.detach().clone().requires_grad_(True)
+    columns = emulator.magnitudes(theta).sum(0)
+    return torch.stack([torch.autograd.grad(column, theta, retain_graph=True)[0] for column in columns], 1)
 
 
 def residuals(emulator, synthesiser, theta):
