@@ -54,7 +54,7 @@ def tabulate(synthesiser):
         cells of the energy balance [Lsun] and bolometric light [Lsun] of each age component per Msun formed in it; ``dust`` (n_redshift,
         n_band) and ``torus`` (n_tau, n_redshift, n_band): flux of 1 Lsun; ``emission`` (n_z, n_zgas, n_u, n_line) [Lsun] per Msun formed in
         the last 10 Myr; ``line_wave`` (n_line,) [Angstrom]; ``response`` (n_wave, n_band) and ``response_start`` as from
-        ``lines.response``; ``effective`` (n_band,) mean wavelength [Angstrom].
+        ``lines.response``; ``effective`` (n_band,) mean wavelength [Angstrom]. What needs no more is in half precision.
     """
     s = synthesiser
     n_z, young = s.ionising.shape
@@ -78,7 +78,7 @@ def tabulate(synthesiser):
     chosen = _chosen(emitted, s.line_wave)
     return {
         "log_z": s.log_z[:reached], "log_zgas": s.log_zgas, "log_u": s.log_u, "torus_depth": s.torus_depth,
-        "light": light, "dust": infrared[0], "torus": infrared[1:], "emission": emitted[:reached, ..., chosen],
+        "light": light, "dust": infrared[0], "torus": infrared[1:].half(), "emission": emitted[:reached, ..., chosen],
         "line_wave": s.line_wave[chosen], "response": s.line_response.half(), "response_start": torch.tensor(s.line_start),
         "effective": s.passbands.effective,
     }  # fmt: skip
@@ -132,7 +132,8 @@ class Features(nn.Module):
         self.size = 24 + 3 * len(self.effective)
         self._start = float(self.response_start)
         knots = torch.stack([self.light, interpolation.monotone_slopes(self.light, 1)], 2)  # (n_z, n_redshift, 2, 8, n_band + 8)
-        hot = torch.stack([self.torus, interpolation.monotone_slopes(self.torus, 1)], 2)
+        torus = self.torus.to(self.light)
+        hot = torch.stack([torus, interpolation.monotone_slopes(torus, 1)], 2)
         glow = torch.stack([self.dust, interpolation.monotone_slopes(self.dust, 0)], 1)
         derived = {
             "_knots": knots.flatten(0, 3), "_hot": hot.flatten(0, 2), "_glow": glow.flatten(0, 1),
