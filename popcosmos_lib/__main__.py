@@ -1,4 +1,4 @@
-"""Command line: ``python -m popcosmos_lib run|data|figures|copies|refs|tables``; the Makefile calls nothing else."""
+"""Command line: ``python -m popcosmos_lib run|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
 
 import argparse
 import sys
@@ -43,6 +43,12 @@ def _refs(options):
     publish.references()
 
 
+def _weights(options):
+    from popcosmos_lib import publish
+
+    publish.weights(options.names)
+
+
 def _tables(options):
     from popcosmos_lib import tables
 
@@ -68,6 +74,7 @@ def main(words=None):
     command(_figures, "check declared against produced figures; write their manifest").add_argument("--profile", **profile)
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")
     command(_refs, "publish build/smoke as the references of the tests")
+    command(_weights, "ship networks that the full profile trained").add_argument("names", nargs="+", help="artefacts, such as emulator")
     command(_tables, "regenerate the tables of README.md and REPRODUCING.md")
     options = parser.parse_args(words)
     try:

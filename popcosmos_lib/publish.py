@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 
 import nbformat
 
 from popcosmos_lib import figures as declared_figures
 from popcosmos_lib import notebook, provenance, run, store
 
-__all__ = ["COPY_LIMIT", "copies", "figures", "references"]
+__all__ = ["COPY_LIMIT", "WEIGHTS_LIMIT", "copies", "figures", "references", "weights"]
 
 COPY_LIMIT = 400_000  # size of a reading copy [bytes]: what code hosts still render
+WEIGHTS_LIMIT = 5_000_000  # size of shipped weights [bytes]
 
 
 def figures(profile):
@@ -67,6 +69,37 @@ def copies():
 def references():
     """Publish ``build/smoke`` as the references of the tests, without pictures."""
     _publish("smoke", store.home() / "tests" / "notebooks" / "reference", images=False)
+
+
+def weights(names):
+    """Ship trained networks: copy artefacts of the ``full`` profile, with their sidecars, to ``popcosmos_lib/weights``.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Artefacts, for example ``["emulator", "spectra"]``.
+
+    Raises
+    ------
+    RuntimeError
+        If one was not made, was made from sources that differed from their commit, or is larger than ``WEIGHTS_LIMIT``.
+    """
+    folder = store.home() / "popcosmos_lib" / "weights"
+    for name in names:
+        try:
+            made = store.load(name, "full")
+        except (store.Missing, store.Damaged) as problem:
+            raise RuntimeError(f"not shipped: {problem}") from None
+        side, size = made.path.with_suffix(".json"), made.path.stat().st_size
+        if size > WEIGHTS_LIMIT:
+            raise RuntimeError(f"not shipped: {made.path.name} has {size / 1e6:.1f} MB, more than {WEIGHTS_LIMIT / 1e6:g}")
+        if json.loads(side.read_text())["made"]["dirty"]:
+            raise RuntimeError(f"not shipped: {name} was made from sources that no commit holds: commit them and train again")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (made.path, side):
+            with store.replacing(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+    print(f"{', '.join(names)}: {os.path.relpath(folder, store.home())}")
 
 
 def _publish(profile, folder, images):
