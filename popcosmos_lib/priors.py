@@ -15,14 +15,11 @@ from functools import cache
 
 import torch
 
-from popcosmos_lib import cosmology, parameters
+from popcosmos_lib import cosmology, parameters, universe
 
 __all__ = ["Broad", "Mixture", "Prospector", "log_mass_function"]
 
-# Leja+20 continuity model at z = 0.2, 1.6, 3.0: log10 phi1, log10 phi2, log10 M*; the slopes are constant
-_KNOTS = (0.2, 1.6, 3.0)
-_SCHECHTER = ((-2.44, -3.08, -4.14), (-2.89, -3.29, -3.51), (10.79, 10.88, 10.84))
-_SLOPES = (-0.28, -1.48)
+_LAST = 3.0  # redshift up to which Leja+20 measured the mass function
 _CELLS = (1200, 480)  # cells in redshift and mass of the sampling table
 _WIDEN, _SPANNING = 2.0, 0.01  # covariance (of all draws = 1) and least weight of the spanning component of ``Mixture``
 _LEAST_VARIANCE = 1e-3  # of its other components, in units of the draws' variance
@@ -50,13 +47,7 @@ def log_mass_function(log_mass, z):
     Tensor of shape (...)
         ln of the number density [1 / Mpc^3 / dex].
     """
-    a, b, c = _KNOTS
-    z = z.clamp(a, c)
-    weights = (z - b) * (z - c) / ((a - b) * (a - c)), (z - a) * (z - c) / ((b - a) * (b - c)), (z - a) * (z - b) / ((c - a) * (c - b))
-    phi1, phi2, knee = (sum(w * value for w, value in zip(weights, row, strict=True)) for row in _SCHECHTER)
-    ln_x = math.log(10) * (log_mass - knee)
-    terms = torch.logaddexp(math.log(10) * phi1 + (_SLOPES[0] + 1) * ln_x, math.log(10) * phi2 + (_SLOPES[1] + 1) * ln_x)
-    return terms - ln_x.exp() + math.log(math.log(10))
+    return math.log(10) * universe.mass_function(log_mass, z.clamp(max=_LAST))
 
 
 def _normals(theta):

