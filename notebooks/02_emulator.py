@@ -103,7 +103,7 @@ choices = {
     "release": release.photulators,
 }
 model = choices[emulator]()
-allowed = {"release": {"sigma": 0.2, "sd": 0.3, "tail": 3.0, "gradient": 3.0}}.get(  # another stellar library, not an emulator's error
+allowed = {"release": {"sigma": 0.2, "sd": 0.25, "tail": 1.5, "gradient": 2.0}}.get(  # another stellar library, not an emulator's error
     emulator, {"sigma": max_sigma, "sd": max_sd, "tail": max_tail, "gradient": max_gradient}
 )
 test = universe.sample(n_test, this.generator("test"))

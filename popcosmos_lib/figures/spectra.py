@@ -39,7 +39,8 @@ def accuracy(wave, synthesised, emulated, labels, error):
         (line,) = top.plot(micron, guess, color="black", lw=0.5)
     line.set_label("emulated")
     top.set(xscale="log", yscale="log", ylabel=r"$\nu L_\nu$ (scaled)", xlim=(micron[0], micron[-1]))
-    top.set_ylim(0.02, 12 * (unit * synthesised).max())
+    drawn = unit * synthesised
+    top.set_ylim(max(0.5 * drawn.min(), 1e-4), 12 * drawn.max())
     top.legend(loc="upper right", ncols=len(labels) + 1)
 
     for percent, colour in ((99, figures.COLOURS[1]), (95, figures.COLOURS[0]), (68, figures.COLOURS[2])):
