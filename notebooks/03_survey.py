@@ -65,7 +65,7 @@ assert difference[0].max() < 3e-3 > difference[1].max(), "20 softenings up, the 
 
 # %%
 mock = this.artefact(
-    "mock", lambda: survey.mock(n_draws, sps.load(), this.generator("mock")), kind="parquet", parameters={"n_draws": n_draws}
+    "mock", lambda: survey.mock(n_draws, sps.load(), this.generator("mock")), kind="parquet", version=2, parameters={"n_draws": n_draws}
 )
 table, area = mock.data, mock.meta["area_deg2"]
 theta = torch.stack([torch.as_tensor(table[name].data) for name in parameters.NAMES], -1)
