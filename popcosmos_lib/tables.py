@@ -174,7 +174,7 @@ def agreement(measured):
     """
     lines = []
     for row in measured["rows"]:
-        sizes = ["-"] * 5 if row["missing"] else [f"{row[kind]:.4f}" for kind in ("median", "p95", "p99", "largest")] + [f"{row['n']:,}"]
+        sizes = ["-"] * 5 if row["missing"] else [_small(row[kind]) for kind in ("median", "p95", "p99", "largest")] + [f"{row['n']:,}"]
         what = (row["engine"], f"not measured: {row['missing']}", "") if row["missing"] else (row["engine"], row["what"], row["note"])
         lines.append([*what[:2], *sizes, what[2]])
     text = _table(["against", "what is compared", "median", "95 %", "99 %", "largest", "of", ""], lines)
@@ -221,6 +221,10 @@ def release(measured):
     text += f"\n\nln sigma itself scatters by {errors['scatter']:.2f}. Measured on {_where(measured)}; one thread, medians of "
     text += f"{measured['rounds']} rounds in which the engines took turns."
     return text + (f" Other jobs were running (load {measured['load']:.1f} at the start)." if measured["load"] > 1 else "")
+
+
+def _small(size):
+    return f"{size:.4f}" if size >= 5e-5 else "< 0.0001"
 
 
 def _where(measured):
