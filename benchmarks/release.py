@@ -1,6 +1,9 @@
 """The released networks: 26 bands at once against a loop over bands, one thread; and the cost of the released flux errors.
 
-    python benchmarks/release.py
+    python benchmarks/release.py [FILE]
+
+Needs the released files below POPCOSMOS_DATA; without them the table says so. Writes FILE (benchmarks/results/release.json), which
+REPRODUCING reads.
 
 Rates are medians of seven, the engines taking turns so that a busy machine is busy for all; ratios are medians of the seven ratios.
 The loop is written as the networks are published, one after the other, without a record for gradients; the columns "recording" and
@@ -11,16 +14,24 @@ A processor core at full speed needs half of the loop's time at batch 1,000 for 
 evaluation of these networks can win more than a factor of two; at small batches, where a loop mostly waits for its own calls, fusing does.
 """
 
+import json
+import os
 import statistics
+import sys
 import time
+from datetime import date
+from pathlib import Path
 
 import torch
+from engines import reason
 
-from popcosmos_lib import bands, cosmology, data, filters, parameters, pickles, release, universe
+from popcosmos_lib import bands, cosmology, data, filters, parameters, pickles, provenance, release, store, tables, universe
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 10, 100, 1000, 4000)
 _REPEATS = 7
 _LAYERS = 5
+_SQUARE = 1024  # rows of the large matrix
 
 
 class Loop:
@@ -97,44 +108,82 @@ def compare(slow, fast, theta):
     return *(len(theta) / statistics.median(column) for column in zip(*times, strict=True)), ratio
 
 
-def main():
-    """Print the tables."""
-    torch.set_num_threads(1)
-    loop, fused = Loop(), release.photulators()
-    recording = loop.recording()
-    galaxies = universe.sample(BATCHES[-1], torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        apart = (fused.magnitudes(galaxies) - loop.magnitudes(galaxies)).abs().max()
-    print(f"26 bands at once against a loop over bands: largest difference {apart:.1e} mag over {len(galaxies)} galaxies")
-    heads = ("loop /s", "fused /s", "ratio", "recording /s", "ratio", "gradient /s", "fused /s", "ratio")
-    print(f"{'batch':>7s}" + "".join(f"{head:>13s}" for head in heads))
+def rates(loop, fused, galaxies):
+    """Rows of the table, one per batch."""
+    recording, rows = loop.recording(), []
     for batch in BATCHES:
-        theta = galaxies[:batch]
-        plain = compare(without_record(loop.magnitudes), without_record(fused.magnitudes), theta)
-        record = compare(recording.magnitudes, without_record(fused.magnitudes), theta)
-        slope = compare(backward(loop.magnitudes), backward(fused.magnitudes), theta)
-        print(f"{batch:7d}" + "".join(f"{x:13.0f}" if x > 30 else f"{x:13.2f}" for x in (*plain, record[0], record[2], *slope)))
+        theta, row = galaxies[:batch], {"batch": batch}
+        row["loop"], row["fused"], row["ratio"] = compare(without_record(loop.magnitudes), without_record(fused.magnitudes), theta)
+        row["recording"], _, row["recording_ratio"] = compare(recording.magnitudes, without_record(fused.magnitudes), theta)
+        slopes = compare(backward(loop.magnitudes), backward(fused.magnitudes), theta)
+        row["loop_gradient"], row["fused_gradient"], row["gradient_ratio"] = slopes
+        rows.append(row)
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+    return rows
 
+
+def bound(loop, few):
+    """What the matrix products alone allow on this core: flop of a galaxy, flop/s of large products, galaxies/s, and over the loop."""
     work = 2 * len(filters.COSMOS26) * (15 * 128 + 3 * 128**2 + 128)
-    square, few = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)), galaxies[:1000]
+    square = torch.randn(_SQUARE, _SQUARE, generator=torch.Generator().manual_seed(0))
     engines = (lambda _: square @ square, lambda _: loop.magnitudes(few))
     product, slow = (statistics.median(column) for column in zip(*seconds([without_record(f) for f in engines], None), strict=True))
-    peak = 2 * 1024**3 / product
-    print(f"a galaxy costs {work / 1e6:.2f} Mflop of products; this core multiplies large matrices at {peak / 1e9:.0f} Gflop/s,")
-    print(f"so they alone allow {peak / work:.0f} galaxies/s: {peak / work * slow / 1000:.2f} times the loop at batch 1,000")
+    peak = 2 * _SQUARE**3 / product
+    return {"batch": len(few), "flop": work, "peak": peak, "most": peak / work, "ratio": peak / work * slow / len(few)}
 
+
+def flux_errors(fused, galaxies):
+    """Cost and error of the released flux errors, by the number of their steps, and the scatter of ln sigma."""
     errors = release.noise_model()
     with torch.no_grad():
-        magnitude = bands.asinh_magnitude(filters.flux_from_magnitude(fused.magnitudes(galaxies[:2048])), errors.softening)
+        magnitude = bands.asinh_magnitude(filters.flux_from_magnitude(fused.magnitudes(galaxies)), errors.softening)
     u = torch.randn(magnitude.shape, generator=torch.Generator().manual_seed(1))
-    exact = errors.from_base(magnitude, u, steps=512).log()
-    print(f"\nflux errors, whose ln sigma scatters by {exact.std(0).median():.2f}")
-    print(f"{'steps':>7s}{'galaxies/s':>13s}{'rms error of ln sigma':>24s}")
+    exact, rows = errors.from_base(magnitude, u, steps=512).log(), []
     for steps in (16, 32, 64):
         (cost,) = zip(*seconds([lambda given, steps=steps: errors.from_base(given, u, steps)], magnitude), strict=True)
-        wrong = (errors.from_base(magnitude, u, steps).log() - exact).pow(2).mean().sqrt()
-        print(f"{steps:7d}{len(magnitude) / statistics.median(cost):13.0f}{wrong:24.4f}")
+        wrong = (errors.from_base(magnitude, u, steps).log() - exact).pow(2).mean().sqrt().item()
+        rows.append({"steps": steps, "rate": len(magnitude) / statistics.median(cost), "wrong": wrong})
+    return {"scatter": exact.std(0).median().item(), "rows": rows}
+
+
+def measure():
+    """All the numbers, or the reason why there are none."""
+    try:
+        loop, fused = Loop(), release.photulators()
+    except FileNotFoundError as error:
+        return {"missing": reason(error)}
+    galaxies = universe.sample(BATCHES[-1], torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        apart = (fused.magnitudes(galaxies) - loop.magnitudes(galaxies)).abs().max().item()
+    rows = rates(loop, fused, galaxies)
+    return {
+        "missing": None,
+        "n": len(galaxies),
+        "apart": apart,
+        "rounds": _REPEATS,
+        "rows": rows,
+        "bound": bound(loop, galaxies[:1000]),
+        "flux_errors": flux_errors(fused, galaxies[:2048]),
+    }
+
+
+def main(target):
+    """Measure, write ``target``, print the tables."""
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    content = {
+        "what": "the 26 released networks at once against a loop over bands, on one thread; rates in galaxies per second",
+        "date": date.today().isoformat(),
+        **provenance.git(store.home()),
+        "device": provenance.device(),
+        "versions": provenance.versions(),
+        "load": round(load, 2),
+        **measure(),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(target, json.dumps(content, indent=1) + "\n")
+    print(tables.release(content))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "benchmarks" / "results" / "release.json")

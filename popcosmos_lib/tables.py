@@ -6,10 +6,12 @@ of ``make bench``), so that a test can say whether the committed text is the gen
 
 import json
 import re
+from functools import partial
+from statistics import median
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "benchmark", "engines", "update", "updated"]
+__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "engines", "release", "update", "updated"]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -157,11 +159,87 @@ def _rounded(number):
     return "-" if number is None else f"{float(f'{number:.2g}'):,.10g}"
 
 
-def _engines():
+def agreement(measured):
+    """How far the synthesis is from engines that others wrote, as two tables: sizes of the differences, and offsets of the public networks.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("agreement")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    lines = []
+    for row in measured["rows"]:
+        sizes = ["-"] * 5 if row["missing"] else [_small(row[kind]) for kind in ("median", "p95", "p99", "largest")] + [f"{row['n']:,}"]
+        what = (row["engine"], f"not measured: {row['missing']}", "") if row["missing"] else (row["engine"], row["what"], row["note"])
+        lines.append([*what[:2], *sizes, what[2]])
+    text = _table(["against", "what is compared", "median", "95 %", "99 %", "largest", "of", ""], lines)
+    text += "\n\nSizes of the differences in magnitudes.\n\n"
+    bands = [row for row in measured["networks"] if not row.get("missing")]
+    if bands:
+        lines = []
+        for kind, what in (("offset", "offset of a band (median of ours minus theirs)"), ("sigma", "robust sigma of a band")):
+            worst = max(bands, key=lambda row: abs(row[kind]))
+            lines.append([what, f"{median(abs(row[kind]) for row in bands):.3f} mag", f"{worst[kind]:.3f} mag ({worst['band']})"])
+        text += _table(["against the public networks", f"median of {len(bands)} bands", "worst band"], lines)
+    else:
+        text += f"Public networks not measured: {measured['networks'][0]['missing']}"
+    return f"{text}\n\nMeasured on {_where(measured)}; one thread."
+
+
+def release(measured):
+    """The released networks at once against a loop over bands, the bound from their arithmetic, and the cost of the flux errors.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("release")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    if measured["missing"]:
+        return f"Not measured: {measured['missing']}"
+    head = ["batch", "loop /s", "at once /s", "ratio", "loop recording /s", "ratio", "loop with gradient /s", "at once /s", "ratio"]
+    kinds = ["loop", "fused", "ratio", "recording", "recording_ratio", "loop_gradient", "fused_gradient", "gradient_ratio"]
+    rows = []
+    for row in measured["rows"]:
+        rows.append([f"{row['batch']:,}", *(f"{row[kind]:.2f}" if "ratio" in kind else _rounded(row[kind]) for kind in kinds)])
+    bound, errors = measured["bound"], measured["flux_errors"]
+    text = _table(head, rows) + f"\n\nLargest difference between the two: {measured['apart']:.1e} mag over {measured['n']:,} galaxies. "
+    text += f"A galaxy costs {bound['flop'] / 1e6:.2f} Mflop of products; this core multiplies large matrices at "
+    text += f"{bound['peak'] / 1e9:.0f} Gflop/s, so they alone allow {_rounded(bound['most'])} galaxies/s: "
+    text += f"{bound['ratio']:.2f} times the loop at batch {bound['batch']:,}.\n\n"
+    rows = [[row["steps"], _rounded(row["rate"]), f"{row['wrong']:.4f}"] for row in errors["rows"]]
+    text += _table(["steps of the flux errors", "galaxies/s", "rms error of ln sigma"], rows)
+    text += f"\n\nln sigma itself scatters by {errors['scatter']:.2f}. Measured on {_where(measured)}; one thread, medians of "
+    text += f"{measured['rounds']} rounds in which the engines took turns."
+    return text + (f" Other jobs were running (load {measured['load']:.1f} at the start)." if measured["load"] > 1 else "")
+
+
+def _small(size):
+    return f"{size:.4f}" if size >= 5e-5 else "< 0.0001"
+
+
+def _where(measured):
+    return f"{measured['device']['cpu']}, {measured['date']}, torch {measured['versions']['torch']}"
+
+
+def _measured(name, table):
     try:
-        return engines(benchmark("engines"))
+        return table(benchmark(name))
     except FileNotFoundError:
         return "Nothing measured yet: `make bench` fills this table."
 
 
-TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data, "engines": _engines}
+TABLES = {
+    "figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data,
+    "engines": partial(_measured, "engines", engines),
+    "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
+}  # fmt: skip

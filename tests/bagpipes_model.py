@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["galaxies", "magnitudes"]
+__all__ = ["differences", "galaxies", "magnitudes"]
 
 _METALS = [0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0]  # of the grid, in units of 0.02
 
@@ -39,7 +39,25 @@ def galaxies(n, generator):
     return theta
 
 
-def magnitudes(theta, bands, folder, resolution=None):
+def differences(theta, folder, resolution=None, same_z=False):
+    """Magnitudes of the synthesis minus those of bagpipes in the 26 bands, where these see nothing bluewards of 1250 Angstrom at rest.
+
+    There the laws of intergalactic absorption differ. Arguments as for ``magnitudes``.
+
+    Returns
+    -------
+    ndarray of shape (n_counted,)
+        In float64 [mag].
+    """
+    from popcosmos_lib import filters, parameters, sps
+
+    bands = filters.load("cosmos")
+    theirs, _ = magnitudes(theta, bands, folder, resolution, same_z)
+    bluest = bands.wave[:, 0] / (1 + parameters.column(theta, "z")[:, None])
+    return (sps.load().double().magnitudes(theta).numpy() - theirs)[bluest.numpy() > 1250]
+
+
+def magnitudes(theta, bands, folder, resolution=None, same_z=False):
     """Apparent magnitudes and cost, by bagpipes, of galaxies in the physics that it shares with ``sps``.
 
     That is: seven bins of star formation, one metallicity for stars and gas, nebular emission, the curve of ``dust_index`` 0 (for which
@@ -56,6 +74,8 @@ def magnitudes(theta, bands, folder, resolution=None):
         Where the copy goes, and the files that pass between the processes: an empty one, or the one of an earlier call.
     resolution : float, optional
         R_phot of bagpipes, the sampling of its photometric models; 100 by default, as there.
+    same_z : bool
+        Give bagpipes the metallicity of ``theta`` itself, so that the two mix the grids in different proportions.
 
     Returns
     -------
@@ -75,6 +95,9 @@ def magnitudes(theta, bands, folder, resolution=None):
     theta = theta.double()
     edges = parameters.age_edges(parameters.column(theta, "z"))
     value = {name: parameters.column(theta, name).numpy() for name in parameters.NAMES}
+    metallicity = 10 ** value["log10Z"] * ssp.SOLAR_STARS / 0.02
+    if not same_z:
+        metallicity = np.interp(np.log10(metallicity), np.log10(_METALS), _METALS)
     np.savez(
         folder / "galaxies.npz",
         wave=bands.wave.numpy(),
@@ -82,7 +105,7 @@ def magnitudes(theta, bands, folder, resolution=None):
         edges=edges.numpy() * 1e3,  # Myr
         log_sfr=(parameters.mass_fractions(theta) / edges.diff(dim=-1)).log10().numpy(),
         log_mass=value["log10M_formed"],
-        metallicity=np.interp(value["log10Z"] + np.log10(ssp.SOLAR_STARS / 0.02), np.log10(_METALS), _METALS),
+        metallicity=metallicity,
         log_u=value["log10Ugas"],
         attenuation=2.5 / np.log(10) * value["dust2"],  # [mag] of an optical depth
         z=value["z"],

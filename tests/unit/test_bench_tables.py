@@ -1,0 +1,118 @@
+"""Benchmarks of the agreement and of the public networks: what they write, the tables made of it, and the committed results."""
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from popcosmos_lib import filters, tables
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = {"device": {"cpu": "A chip", "gpu": None}, "versions": {"torch": "2"}, "date": "2030-01-02", "load": 0.1}
+
+
+def script(name):
+    """A benchmark as a module; what it imports from its folder is forgotten again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        before = set(sys.modules)
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for extra in {"engines"} - before:
+            del sys.modules[extra]
+    return module
+
+
+def committed(name):
+    """A committed result and its text."""
+    text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
+    result = json.loads(text)
+    assert {"device", "versions", "date", "commit", "load", "rows"} <= set(result) and len(result["commit"]) == 40
+    assert not any(place in text for place in (str(ROOT), str(Path.home()), "/tmp/", "/site-packages"))
+    return result
+
+
+def test_differences_are_summarised_by_their_size():
+    difference = torch.arange(-100, 101, dtype=torch.float64)
+    measured = script("agreement").summary(torch.cat([difference, torch.full((7,), torch.nan)]))
+    assert measured == {"n": 201, "median": 50.0, "p95": 95.0, "p99": 99.0, "largest": 100.0}
+
+
+def test_a_comparison_that_fails_keeps_what_it_had_and_says_why():
+    agreement = script("agreement")
+
+    def breaks():
+        yield agreement.row("Fragile 2", "bands", "a note", torch.tensor([0.01, -0.02]))
+        raise RuntimeError(f"no stars\nbelow {tempfile.gettempdir()}/toy")
+
+    def absent():
+        raise FileNotFoundError("no networks")
+
+    first, second, third = agreement.measure({"fragile": breaks, "absent": absent})
+    assert first["missing"] is None and first["n"] == 2 and first["largest"] == pytest.approx(0.02)
+    assert second == {"engine": "fragile", "missing": "no stars below .../toy"} and third == {"engine": "absent", "missing": "no networks"}
+    table = tables.agreement(DEVICE | {"rows": [first, second], "networks": [third]})
+    assert "| Fragile 2 | bands | 0.0150 | 0.0195 | 0.0199 | 0.0200 | 2 | a note |" in table
+    assert "| fragile | not measured: no stars below .../toy | - | - | - | - | - |  |" in table
+    assert "Public networks not measured: no networks" in table and "A chip" in table
+
+
+def test_the_worst_band_is_named_whatever_its_sign():
+    bands = [{"band": name, "n": 9, "offset": offset, "sigma": sigma} for name, offset, sigma in (("u", 0.01, 0.2), ("r", -0.3, 0.1))]
+    bands.append({"band": "z", "n": 9, "offset": -0.02, "sigma": 0.15})
+    same = {"engine": "Same", "missing": None, "what": "", "note": "", "n": 1000, "median": 2e-5, "p95": 0.0, "p99": 0.1, "largest": 1.0}
+    table = tables.agreement(DEVICE | {"rows": [same], "networks": bands})
+    assert "| 0.020 mag | -0.300 mag (r) |" in table and "| 0.150 mag | 0.200 mag (u) |" in table and "of 3 bands" in table
+    assert "| < 0.0001 | < 0.0001 | 0.1000 | 1.0000 | 1,000 |" in table
+
+
+def test_without_the_public_networks_the_table_says_so(monkeypatch, tmp_path, capsys):
+    release = script("release")
+    monkeypatch.delenv("POPCOSMOS_DATA", raising=False)
+    monkeypatch.setattr(release.data, "folder", lambda: tmp_path / "none")
+    target = tmp_path / "results" / "release.json"
+    threads = torch.get_num_threads()
+    release.main(target)
+    torch.set_num_threads(threads)
+    assert json.loads(target.read_text())["missing"].startswith("popcosmos_release/trained_models")
+    assert "Not measured: popcosmos_release/trained_models" in capsys.readouterr().out
+
+
+def test_the_loop_is_shown_beside_all_bands_at_once():
+    ratios = {"ratio": 2.346, "recording_ratio": 3.0, "gradient_ratio": 1.5}
+    row = {"batch": 1000, "loop": 9_876.0, "fused": 23_456.0, "recording": 8_000.0, "loop_gradient": 3_000.0, "fused_gradient": 4_500.0}
+    bound = {"batch": 1000, "flop": 2_660_000, "peak": 1.0e11, "most": 37_594.0, "ratio": 3.81}
+    errors = {"scatter": 0.4, "rows": [{"steps": 16, "rate": 5_432.0, "wrong": 0.0123}]}
+    measured = {"missing": None, "n": 4000, "apart": 1.2e-6, "rounds": 7, "rows": [row | ratios], "bound": bound, "flux_errors": errors}
+    table = tables.release(DEVICE | measured)
+    assert "| 1,000 | 9,900 | 23,000 | 2.35 | 8,000 | 3.00 | 3,000 | 4,500 | 1.50 |" in table
+    for told in ("1.2e-06 mag over 4,000", "2.66 Mflop", "100 Gflop/s", "allow 38,000", "3.81 times the loop at batch 1,000"):
+        assert told in table
+    assert "| 16 | 5,400 | 0.0123 |" in table and "Other jobs" not in table
+    assert "Other jobs were running (load 2.5" in tables.release(DEVICE | measured | {"load": 2.5})
+
+
+def test_what_was_never_measured_is_said(home):
+    assert "make bench" in tables.TABLES["agreement"]() and "make bench" in tables.TABLES["release"]()
+
+
+def test_the_committed_agreement_is_within_its_bars():
+    result = committed("agreement")
+    rows = {(row["engine"].split()[0], row.get("what")): row for row in result["rows"]}
+    assert [engine for engine, _ in rows] == ["bagpipes"] * 3 + ["FSPS"] * 11 and not any(row["missing"] for row in rows.values())
+    assert len(result["networks"]) == 26 and [row["band"] for row in result["networks"]] == list(filters.SHORT)
+    (shipped,) = (row for (engine, what), row in rows.items() if engine == "bagpipes" and "shipped" in what and "mixture" in what)
+    assert shipped["median"] <= 0.01 and shipped["p95"] <= 0.04 and shipped["n"] > 2500
+    off = [row for (engine, what), row in rows.items() if engine == "FSPS" and "off" in what]
+    assert len(off) == 2 and all(row["median"] <= 0.005 and row["p99"] <= 0.02 for row in off)
+
+
+def test_the_committed_rates_are_whole():
+    result = committed("release")
+    assert result["missing"] is None and [row["batch"] for row in result["rows"]] == [1, 10, 100, 1000, 4000]
+    assert result["apart"] < 1e-4 and all(value > 0 for row in result["rows"] for value in row.values())
