@@ -187,11 +187,6 @@ def main(target):
     synthesiser = sps.load()
     galaxies = universe.sample(N_TEST, torch.Generator().manual_seed(10))
     corners = priors.Broad().sample(N_TEST, torch.Generator().manual_seed(11))
-    rows = []
-    for choice in choices(targets(synthesiser)):
-        rows.append(measure(choice, synthesiser, galaxies, corners))
-        row = rows[-1]
-        print(f"{choice.name}: sigma {row['sigma'][0]:.4f} mag in the median band, {row['cpu_s']:.0f} CPU s; {choice.changed}", flush=True)
     content = {
         "what": "photometry emulators trained small on one thread, one choice changed at a time; errors [median band, worst band] in mag",
         "date": date.today().isoformat(),
@@ -200,9 +195,13 @@ def main(target):
         "versions": provenance.versions(),
         "load": round(load, 2),
         "size": SIZE | {"n_test": N_TEST},
-        "rows": rows,
+        "rows": [],
     }
-    store.write_text(target, json.dumps(content, indent=1) + "\n")
+    for choice in choices(targets(synthesiser)):
+        row = measure(choice, synthesiser, galaxies, corners)
+        content["rows"].append(row)
+        print(f"{choice.name}: sigma {row['sigma'][0]:.4f} mag in the median band, {row['cpu_s']:.0f} CPU s; {choice.changed}", flush=True)
+        store.write_text(target, json.dumps(content, indent=1) + "\n")  # after every row, so that a run cut short leaves its rows
     print(tables.choices(content))
 
 
