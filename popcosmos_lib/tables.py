@@ -11,7 +11,7 @@ from statistics import median
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "engines", "release", "update", "updated"]
+__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "engines", "release", "update", "updated"]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -154,6 +154,34 @@ def engines(measured):
     return f"{_table(head, lines)}\n\nMeasured on {where}"
 
 
+def choices(measured):
+    """What each choice of the emulator is worth, as a table: a small training with one thing changed, against the same unchanged.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("choices")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on the size and on where it was measured.
+    """
+    head = ["choice", "what is changed", "robust sigma", "of baseline", "sd", "99.9 % within", "uniform draws", "CPU s", "galaxies/s"]
+    lines = []
+    for row in measured["rows"]:
+        errors = [f"{row[kind][0]:.4f} / {row[kind][1]:.4f}" for kind in ("sigma", "sd", "tail", "corners")]
+        gain = f"{row['sigma'][0] / measured['rows'][0]['sigma'][0]:.2f}"
+        lines.append([row["choice"], row["changed"], errors[0], gain, *errors[1:], f"{row['cpu_s']:.0f}", _rounded(row["rate"])])
+    size = measured["size"]
+    hidden = " ".join(str(units) for units in size["hidden"])
+    notes = f"Errors in mag, median band / worst band, on {size['n_test']:,} fresh galaxies of the universe, then robust sigma of as many "
+    notes += f"draws uniform in the bounds. Baseline: {size['n_train']:,} galaxies, {size['steps']:,} steps, hidden {hidden}. "
+    notes += f"Measured on {measured['device']['cpu']}, one thread, {measured['date']}, torch {measured['versions']['torch']}, load "
+    notes += f"{measured['load']:.1f} at the start; times in CPU seconds."
+    return f"{_table(head, lines)}\n\n{notes}"
+
+
 def _rounded(number):
     """Two significant digits, thousands apart; a dash for what was not measured."""
     return "-" if number is None else f"{float(f'{number:.2g}'):,.10g}"
@@ -240,6 +268,6 @@ def _measured(name, table):
 
 TABLES = {
     "figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data,
-    "engines": partial(_measured, "engines", engines),
+    "engines": partial(_measured, "engines", engines), "choices": partial(_measured, "choices", choices),
     "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
 }  # fmt: skip

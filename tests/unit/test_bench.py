@@ -1,4 +1,5 @@
-"""The benchmark of the engines: one bad engine does not stop the others, its table says what is missing, its figure stays legible."""
+"""The benchmarks. Engines: a bad one does not stop the others, the table says what is missing, the figure stays legible. Choices of the
+emulator: each changes something, in its own row only."""
 
 import importlib.util
 import itertools
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from popcosmos_lib import store, tables
+from popcosmos_lib import emulator, features, priors, sps, store, tables, universe
 from popcosmos_lib.figures import emulation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,14 +18,23 @@ DEVICE = {"device": {"cpu": "A chip", "gpu": None}, "versions": {"torch": "2"}, 
 ROW = {"missing": None, "note": "", "two_threads": None, "gradient": None, "gpu": None, "sigma": None, "sd": None}
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("engines", ROOT / "benchmarks" / "engines.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["engines"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["engines"]
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    yield from script("engines")
+
+
+@pytest.fixture(scope="module")
+def variants():
+    yield from script("choices")
 
 
 def fail(message):
@@ -60,7 +70,7 @@ def test_the_table_counts_from_fsps():
 
 
 def test_what_was_never_measured_is_said(home):
-    assert "make bench" in tables.TABLES["engines"]()
+    assert "make bench" in tables.TABLES["engines"]() and "make bench" in tables.TABLES["choices"]()
     with pytest.raises(FileNotFoundError, match="make bench"):
         tables.benchmark("engines")
 
@@ -88,3 +98,66 @@ def test_labels_of_the_figure_do_not_overlap(shown):
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     frames = [axis.get_window_extent() for axis in fig.axes]
     assert all(any(frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0) for frame in frames) for box in boxes)
+
+
+def test_each_choice_changes_its_row_and_no_other(variants, monkeypatch):
+    synthesiser, generator = sps.load(["hsc_g", "NB816.SuprimeCam", "irac1_cosmos"]), torch.Generator().manual_seed(1)
+    known = features.tabulate(synthesiser)
+    monkeypatch.setattr(emulator, "tabulate", lambda _: known)
+    monkeypatch.setattr(emulator, "_HELD_OUT", 100)
+    monkeypatch.setattr(emulator, "_ENTRIES", 1)
+    monkeypatch.setattr(variants, "ROUNDS", 1)
+    monkeypatch.setattr(variants, "SIZE", {"n_train": 800, "steps": 40, "hidden": (16, 16)})
+    galaxies, corners = universe.sample(400, generator), priors.Broad().sample(400, generator)
+    baseline, *others = [choice for choice in variants.choices(variants.targets(synthesiser)) if not choice.size]
+    rows = [variants.measure(choice, synthesiser, galaxies, corners) for choice in [baseline, *others, baseline]]
+    first, *changed, last = [(row["sigma"], row["sd"], row["tail"], row["corners"]) for row in rows]
+    assert first == last, "a patch outlived its row"
+    assert all(scores != first for scores in changed) and len(changed) == 9
+    sigma = {row["choice"]: row["sigma"][0] for row in rows}
+    assert sigma["inputs"] > 10 * sigma["baseline"] and sigma["lines"] > 2 * sigma["baseline"], "the first estimate and its lines carry"
+
+
+def test_silu_is_where_the_trainable_activation_starts(variants):
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
+    trainable, fixed = (kind([4, 8, 8, 2], torch.Generator().manual_seed(3)) for kind in (emulator.Speculator, variants.Silu))
+    for network in (trainable, fixed):
+        torch.nn.init.ones_(network.weights[-1])
+    torch.testing.assert_close(fixed(x), trainable(x))
+    torch.nn.init.ones_(trainable.gammas[0])
+    assert not torch.allclose(fixed(x), trainable(x))
+
+
+def test_the_average_replaces_the_weights_after_the_last_step(variants):
+    plain, averaged = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimisers = [torch.optim.Adam([plain], 0.1), variants.Averaged([averaged], 0.1, decay=0.6, steps=4)]
+    path = []
+    for slope in (1.0, 3.0, -2.0, 0.5):
+        for weight, optimiser in zip((plain, averaged), optimisers, strict=True):
+            weight.grad = torch.tensor([slope])
+            optimiser.step()
+        path.append(plain.item())
+    mean = sum(path[:2]) / 2  # while it is young
+    for value in path[2:]:
+        mean = 0.6 * mean + 0.4 * value
+    assert averaged.item() == pytest.approx(mean) and averaged.item() != pytest.approx(path[-1], rel=0.01)
+
+
+def test_the_table_of_choices_counts_from_the_baseline():
+    scores = {"sd": [0.01, 0.1], "tail": [0.1, 1.0], "corners": [0.02, 0.2], "cpu_s": 49.6, "rate": 61_234.0}
+    sigmas = {"baseline": 0.002, "a|b": 0.003}
+    rows = [scores | {"choice": name, "changed": "One thing.", "sigma": [sigma, 0.03]} for name, sigma in sigmas.items()]
+    size = {"n_train": 60_000, "steps": 2_500, "hidden": [128, 64], "n_test": 10_000}
+    table = tables.choices(DEVICE | {"load": 0.1, "size": size, "rows": rows})
+    assert "| a\\|b | One thing. | 0.0030 / 0.0300 | 1.50 | 0.0100 / 0.1000 | 0.1000 / 1.0000 | 0.0200 / 0.2000 | 50 | 61,000 |" in table
+    assert "60,000 galaxies, 2,500 steps, hidden 128 64" in table and "A chip" in table
+
+
+def test_the_committed_choices_are_those_of_the_script_and_name_no_place(variants):
+    path = ROOT / "benchmarks" / "results" / "choices.json"
+    result = json.loads(path.read_text())
+    assert {"device", "versions", "date", "commit", "load", "size", "rows"} <= set(result) and len(result["commit"]) == 40
+    assert [(row["choice"], row["changed"]) for row in result["rows"]] == [(c.name, c.changed) for c in variants.choices((None, None))]
+    assert result["size"] == json.loads(json.dumps(variants.SIZE)) | {"n_test": variants.N_TEST}
+    assert all(0 < row["sigma"][0] <= row["sigma"][1] and row["rate"] > 0 for row in result["rows"])
+    assert not any(place in path.read_text() for place in (str(ROOT), str(Path.home()), "/tmp/", "/site-packages"))
