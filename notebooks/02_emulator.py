@@ -208,7 +208,7 @@ def differences(engine, theta, step):
 galaxies = universe.sample(n_gradient, this.generator("gradient"))
 slopes = emulators.jacobian(model, galaxies)  # (n, 26, 16)
 width = 1e-3 * parameters.BOUNDS.diff(dim=1)[:, 0]
-width[parameters.INDEX["z"]] = 1e-3  # bands have structure at 0.01 in redshift
+width[parameters.INDEX["z"]] = 1e-4  # a line crosses the edge of a band within 0.001
 with torch.no_grad():
     numeric = differences(sps.load(provider=ssp_provider).double(), galaxies, width)
     bright = (synthesiser.magnitudes(galaxies) < emulators.FAINT)[..., None]
