@@ -3,8 +3,9 @@
     python benchmarks/mocks.py [PROFILE]
 
 Rates are medians of five, of the networks of PROFILE (fast), on as many threads as torch takes; the bars are 3,000 galaxies/s on two
-cores and 20,000 on a GPU. "Selected" counts what remains in the catalogue. The multiply-adds of the networks are counted from their weights;
-the rest of the cost is activations, the tables of the emulator, and the search for the quantile of each flux error (30 halvings in 26 bands).
+cores and 20,000 on a GPU. "Selected" counts what remains in the catalogue. The multiply-adds of the networks are counted from their
+weights; the rest of the cost is activations, the tables of the emulator, and the search for the quantile of each flux error (30 halvings in
+26 bands).
 """
 
 import statistics
@@ -13,7 +14,7 @@ import time
 
 import torch
 
-from popcosmos_lib import likelihood, mocks, store, surveys
+from popcosmos_lib import mocks, store, surveys
 
 _REPEATS = 5
 _EVALUATIONS = {"population": 16, "emulator": 1, "uncertainty": 1}  # of each network per galaxy
@@ -43,17 +44,11 @@ def measure(made):
     generator = torch.Generator().manual_seed(0)
     print(f"\n{made.meta['survey']}, {made.selection}, {len(made.sky.bands)} bands, magnitudes by {made.meta['photometry']}")
 
-    def observe():
-        sigma = torch.randn(mocks.CHUNK, made.sky.uncertainty.width, generator=generator)
-        err = made.sky.sigma(flux, draws=sigma)
-        return made.sky.observe(flux, err, draws=made.sky.noise(flux.shape, generator))
-
     speed, theta = rate(lambda: made.model.sample(mocks.CHUNK, generator))
     print(f"  population         {speed:10,.0f} /s")
-    speed, magnitude = rate(lambda: likelihood.photometry(made.engine, theta)[:, made.columns])
-    flux = likelihood.model_flux(magnitude)
+    speed, flux = rate(lambda: made.flux_true(theta))
     print(f"  photometry         {speed:10,.0f} /s")
-    print(f"  errors and noise   {rate(observe)[0]:10,.0f} /s")
+    print(f"  errors and noise   {rate(lambda: made.observe(flux, generator))[0]:10,.0f} /s")
     print(f"  derived quantities {rate(lambda: made.synthesiser.derived(theta))[0]:10,.0f} /s")
     speed, rows = rate(lambda: made.chunk(0, 0))
     print(f"  together           {speed:10,.0f} drawn/s, {speed * len(rows) / mocks.CHUNK:,.0f} selected/s")

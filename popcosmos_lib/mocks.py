@@ -1,8 +1,9 @@
 """Mock catalogues: galaxies of the population as a survey would measure and select them, a few or a million.
 
 Galaxies are drawn in chunks of fixed size, each from a seed of its own, and the catalogue is the first n that pass the selection: a shorter
-mock of the same seed is the beginning of a longer one, whatever the memory or the device. Names follow the public mocks of Thorp et al.
-(2025), with fluxes in microjansky instead of maggies. ``population.mock`` and ``python -m popcosmos_lib mock`` are the ways in.
+mock of the same seed is the beginning of a longer one. (Another device, or number of threads, rounds differently in the last digit.) Names
+follow the public mocks of Thorp et al. (2025), with fluxes in microjansky instead of maggies. ``population.mock`` and
+``python -m popcosmos_lib mock`` are the ways in.
 
 References
 ----------
@@ -77,6 +78,29 @@ class Mock:
             "versions": {"popcosmos": __version__} | provenance.versions(),
         }
 
+    def flux_true(self, theta):
+        """Noiseless fluxes of galaxies (n, 16) in the bands of the survey, (n, n_band) [µJy]."""
+        return likelihood.model_flux(likelihood.photometry(self.engine, theta)[:, self.columns])
+
+    def observe(self, flux_true, generator):
+        """What the survey makes of galaxies, these or others.
+
+        Parameters
+        ----------
+        flux_true : Tensor of shape (n, n_band)
+            Noiseless flux [µJy].
+        generator : torch.Generator
+            Errors and noise.
+
+        Returns
+        -------
+        population.Photometry
+        """
+        draws = torch.randn(len(flux_true), self.sky.uncertainty.width, generator=generator)
+        flux_err = self.sky.sigma(flux_true, draws=draws)
+        flux = self.sky.observe(flux_true, flux_err, draws=self.sky.noise(flux_true.shape, generator))
+        return population.Photometry(flux, flux_err, flux_true, survey.select(flux, self.selection, self.sky.bands))
+
     @torch.no_grad()
     def chunk(self, stream, index):
         """The galaxies among ``CHUNK`` that pass the selection.
@@ -94,14 +118,10 @@ class Mock:
         seed = np.random.SeedSequence([stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1)
         generator = torch.Generator().manual_seed(int(seed))  # on the CPU, so that every device sees the same galaxies
         theta = self.model.sample(CHUNK, generator)
-        flux_true = likelihood.model_flux(likelihood.photometry(self.engine, theta)[:, self.columns])
-        flux_err = self.sky.sigma(flux_true, draws=torch.randn(CHUNK, self.sky.uncertainty.width, generator=generator))
-        flux = self.sky.observe(flux_true, flux_err, draws=self.sky.noise(flux_true.shape, generator))
-        kept = survey.select(flux, self.selection, self.sky.bands)
-        theta = theta[kept]
+        seen = self.observe(self.flux_true(theta), generator)
         derived = self.synthesiser.derived(theta)
         derived = torch.stack([derived[name] for name in ("age", "log_mass", "log_sfr", "log_ssfr")], -1)
-        return torch.cat([theta, derived, flux[kept], flux_err[kept], flux_true[kept]], -1).cpu()
+        return torch.cat([theta, derived, seen.flux, seen.flux_err, seen.flux_true], -1)[seen.selected].cpu()
 
     def tables(self, n, generator):
         """A catalogue of ``n`` galaxies, in pieces.

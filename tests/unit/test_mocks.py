@@ -42,7 +42,7 @@ def root(tmp_path_factory):
         patch.setenv("POPCOSMOS_HOME", str(root))
         phi = 0.7 * torch.randn(3000, 16, generator=rng(2))
         phi[:, 0], phi[:, 15] = 17 + 1.5 * phi[:, 0], phi[:, 15] - 1
-        model = population.Population.fit(parameters.to_theta(phi), generator=rng(3), steps=150, batch=256, width=32)[0]
+        model = population.Population.fit(parameters.to_theta(phi), generator=rng(3), steps=40, batch=256, width=32)[0]
         stand_in = emulator.Emulator(grid.bands, features.tabulate(grid), [8], rng(4))
         errors = survey.UncertaintyModel(hidden=8, generator=rng(5))
         errors.log_sigma_shift -= 4  # errors of about 0.02 microjansky
