@@ -1,4 +1,4 @@
-"""Command line: ``python -m popcosmos_lib run|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
+"""Command line: ``python -m popcosmos_lib run|mock|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
 
 import argparse
 import sys
@@ -17,6 +17,16 @@ def _run(options):
     if "profile" in given:
         raise ValueError("give --profile, not -p profile=...")
     driver.execute(name, options.profile, given)
+
+
+def _mock(options):
+    import torch
+
+    from popcosmos_lib import catalog, mocks
+
+    made = mocks.load(options.survey, options.selection, profile=options.profile, weights=options.weights)
+    catalog.write(options.out, made.tables(options.n, torch.Generator().manual_seed(options.seed)))
+    print(f"{options.out}: {options.n} galaxies of {made.meta['survey']}, {made.selection}; magnitudes by {made.meta['photometry']}")
 
 
 def _data(options):
@@ -70,6 +80,14 @@ def main(words=None):
     run.add_argument("notebook", help="for example notebooks/04_calibration.py")
     run.add_argument("--profile", **profile)
     run.add_argument("-p", dest="parameters", metavar="name=value", action="append", default=[], help="override a declared parameter")
+    mock = command(_mock, "write a mock catalogue of the calibrated population")
+    mock.add_argument("--n", type=int, required=True, help="galaxies that pass the selection")
+    mock.add_argument("--survey", default="cosmos2020", help="cosmos2020, kids, lsst-y1 or a YAML file (default: cosmos2020)")
+    mock.add_argument("--selection", help='cuts on observed magnitudes, such as "r<25" or "i>=17.5 and i<22.5" (default: its own)')
+    mock.add_argument("--out", required=True, help="Parquet file to write")
+    mock.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    mock.add_argument("--profile", **profile | {"help": "whose networks (default: fast)"})
+    mock.add_argument("--weights", choices=["trained", "published"], default="trained", help="(default: trained)")
     command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")
     command(_figures, "check declared against produced figures; write their manifest").add_argument("--profile", **profile)
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")
@@ -82,7 +100,7 @@ def main(words=None):
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

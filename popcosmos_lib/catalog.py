@@ -10,18 +10,23 @@ Weaver et al. (2022), ADS 2022ApJS..258...11W (columns, offsets of its table 3 a
 Thorp et al. (2025), arXiv:2506.12122 sect. 2 (bands and cuts).
 """
 
+import itertools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow
+import pyarrow.parquet
 import torch
 from astropy import units
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, meta
 
-from popcosmos_lib import filters, survey
+from popcosmos_lib import filters, store, survey
 
-__all__ = ["FLAGS", "Catalogue", "from_table", "read", "validate"]
+__all__ = ["FLAGS", "Catalogue", "from_table", "read", "validate", "write"]
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     1: "a band whose error is zero or negative",
@@ -30,6 +35,7 @@ FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     8: "an infinite value",
     16: "no usable band at all",
 }
+_PACKED = {"compression": "zstd", "use_dictionary": False}  # of floats no two of which are equal a dictionary is half as much again
 _NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
 _REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
 _KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_LYMAN", "FLAG_COMBINED", "MODEL_FLAG", "lp_type",
@@ -312,6 +318,43 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
     notes.append(f"zero-point offsets: {f'{zero_points} (Weaver+22)' if zero_points else 'none'}")
     factor = 10 ** (-0.4 * offset)
     return flux * factor, flux_err * factor
+
+
+def write(path, tables):
+    """Write tables one below the other into one Parquet file, a row group each, holding one at a time.
+
+    The file appears under its name once it is whole; a killed run leaves a hidden temporary file, which the next one removes. astropy reads
+    units and metadata back; other readers find units in the metadata of each field, and the rest as JSON under the key ``popcosmos``.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.parquet``; a file of that name is replaced.
+    tables : iterable of Table
+        All with the columns, units and metadata of the first; metadata are JSON values.
+
+    Raises
+    ------
+    ValueError
+        If the path does not end in ``.parquet`` or its folder is not there.
+    """
+    path = Path(path)
+    if path.suffix != ".parquet" or not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: give a path that ends in .parquet, in a folder that exists")
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if not psutil.pid_exists(int(left.suffixes[-2][1:])):
+            left.unlink()
+    tables = iter(tables)
+    first = next(tables)
+    names, units = first.colnames, {name: str(first[name].unit or "") for name in first.colnames}
+    fields = [
+        pyarrow.field(name, pyarrow.from_numpy_dtype(first[name].dtype), nullable=False, metadata={"unit": units[name]}) for name in names
+    ]
+    about = {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(first[:0])), "popcosmos": json.dumps(first.meta | {"units": units})}
+    schema = pyarrow.schema(fields, about)
+    with store.replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, **_PACKED) as file:
+        for table in itertools.chain([first], tables):
+            file.write_table(pyarrow.table([table[name].data for name in names], schema))
 
 
 def _say(catalogue):

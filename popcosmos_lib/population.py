@@ -12,10 +12,10 @@ Alsing et al. (2024), arXiv:2402.00935 sect. 3.2 and 4; Thorp et al. (2025), arX
 from typing import NamedTuple
 
 import torch
-from astropy.table import Table
+from astropy.table import vstack
 from torch import nn
 
-from popcosmos_lib import diffusion, emulator, filters, likelihood, parameters, store, survey
+from popcosmos_lib import diffusion, filters, likelihood, parameters, store, survey
 from popcosmos_lib.calibration import calibrate
 
 __all__ = ["Draws", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "mock"]
@@ -274,41 +274,36 @@ def load(profile="fast", weights="trained"):
     return Population.from_state(store.load("population", profile, weights).data)
 
 
-def mock(n, *, generator, selection=SELECTION, profile="fast", weights="trained"):
-    """A mock catalogue of the calibrated population.
+def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", weights="trained"):
+    """A mock catalogue of the calibrated population, in memory; ``python -m popcosmos_lib mock`` writes one of any size.
 
     Parameters
     ----------
     n : int
         Number of galaxies in the catalogue.
+    survey : str or Path
+        ``"cosmos2020"``, ``"kids"``, ``"lsst-y1"``, or the path of a YAML file, see ``surveys.load``.
+    selection : str, optional
+        Cuts on observed flux, such as ``"r<25"`` or ``"i>=17.5 and i<22.5"``; by default the survey's own. All galaxies pass r < 25 in
+        COSMOS2020 in any case.
     generator : torch.Generator
         Source of randomness.
-    selection : str
-        Further cut on observed flux, ``survey.select`` syntax; all galaxies pass r < 25 in any case.
     profile, weights : str
         As for ``load``.
 
     Returns
     -------
     Table
-        The 16 parameters, ``flux_<band>``, ``flux_err_<band>`` (observed) and ``flux_true_<band>`` [µJy].
+        Columns and units: see ``mocks.Mock``.
 
     Raises
     ------
     ValueError
-        If hardly any galaxy passes the cut.
+        If the survey or the selection cannot be read, or hardly any galaxy passes.
+    store.Missing
+        If notebook 04 has not been run; the message says how.
     """
-    model = load(profile, weights)
-    forward = ForwardModel(emulator.load("photometry", profile, weights), survey.load(profile, weights))
-    kept, count, tried = [], 0, 0
-    while count < n:
-        theta = model.sample(n, generator)
-        with torch.no_grad():
-            seen = forward(theta, forward.draws(n, generator))
-        rows = torch.cat([theta, seen.flux, seen.flux_err, seen.flux_true], -1)[seen.selected & survey.select(seen.flux, selection)]
-        kept.append(rows)
-        count, tried = count + len(rows), tried + n
-        if tried > 20 * n and count < n / 50:
-            raise ValueError(f"fewer than one galaxy in 1000 of the r < 25 population passes {selection!r}; loosen the cut")
-    columns = parameters.NAMES + [f"{kind}_{band}" for kind in ("flux", "flux_err", "flux_true") for band in filters.SHORT]
-    return Table(torch.cat(kept)[:n].numpy(), names=columns)
+    from popcosmos_lib import mocks  # it is built on this module
+
+    parts = mocks.load(survey, selection, profile=profile, weights=weights).tables(n, generator)
+    return vstack(list(parts), metadata_conflicts="silent")

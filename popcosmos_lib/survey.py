@@ -1,8 +1,12 @@
 """A survey's data model: uncertainties, noise, zero points and selection.
 
 ``truth()`` is the COSMOS2020-like survey that observes the built-in mock; ``load()`` is the same survey with the uncertainty model that
-notebook 03 learned from the mock's catalogue, which is what a calibration may use. Fluxes are microjanskys, m = 23.9 - 2.5 log10 F.
-Introduced in notebook 03; Alsing et al. (2024) sect. 3.1-3.4, Thorp et al. (2025) sect. 2.1 and 3.4.
+notebook 03 learned from the mock's catalogue, which is what a calibration may use; ``surveys`` reads the definitions of other surveys.
+Fluxes are microjanskys, m = 23.9 - 2.5 log10 F. Introduced in notebook 03.
+
+References
+----------
+Alsing et al. (2024) sect. 3.1-3.4; Thorp et al. (2025) sect. 2.1 and 3.4.
 """
 
 import operator
@@ -46,20 +50,28 @@ class Survey:
     ----------
     uncertainty : TwoDepths or UncertaintyModel
         Distribution of the flux errors given the flux.
-    zero_point : Tensor of shape (26,), optional
+    zero_point : Tensor of shape (n_band,), optional
         Catalogue flux over true flux in each band; ones by default.
+    bands : dict of str to str, optional
+        Short name of each band, as columns and selections use it, and its curve, as ``filters.load`` takes it; the 26 of COSMOS2020 by
+        default.
+    cuts : str
+        Selection that defines the sample, as for ``select``.
+    noise : callable
+        Draws of noise in units of the flux error, called with a shape and a generator.
     """
 
-    def __init__(self, uncertainty, zero_point=None):
-        self.uncertainty = uncertainty
-        self.zero_point = torch.ones(len(filters.COSMOS26)) if zero_point is None else torch.as_tensor(zero_point)
+    def __init__(self, uncertainty, zero_point=None, *, bands=None, cuts="r<25", noise=student_t):
+        self.uncertainty, self.cuts, self.noise = uncertainty, cuts, noise
+        self.bands = dict(zip(filters.SHORT, filters.COSMOS26, strict=True)) if bands is None else dict(bands)
+        self.zero_point = torch.ones(len(self.bands)) if zero_point is None else torch.as_tensor(zero_point)
 
     def sigma(self, flux_true, generator=None, draws=None):
         """Flux errors that the catalogue quotes.
 
         Parameters
         ----------
-        flux_true : Tensor of shape (n, 26)
+        flux_true : Tensor of shape (n, n_band)
             Noiseless flux [µJy].
         generator : torch.Generator, optional
         draws : Tensor of shape (n, uncertainty.width), optional
@@ -67,28 +79,28 @@ class Survey:
 
         Returns
         -------
-        Tensor of shape (n, 26)
+        Tensor of shape (n, n_band)
             Error [µJy].
         """
         return self.uncertainty.sample(flux_true * self.zero_point.to(flux_true), generator=generator, draws=draws)
 
     def observe(self, flux_true, sigma, generator=None, draws=None):
-        """Noisy catalogue fluxes: zero point times flux, plus sigma times Student-t noise.
+        """Noisy catalogue fluxes: zero point times flux, plus sigma times noise, for COSMOS2020 of Student's t.
 
         Parameters
         ----------
-        flux_true, sigma : Tensor of shape (n, 26)
+        flux_true, sigma : Tensor of shape (n, n_band)
             Noiseless flux and its error [µJy].
         generator : torch.Generator, optional
-        draws : Tensor of shape (n, 26), optional
-            Student-t draws instead of a generator.
+        draws : Tensor of shape (n, n_band), optional
+            Draws of the noise instead of a generator.
 
         Returns
         -------
-        Tensor of shape (n, 26)
+        Tensor of shape (n, n_band)
             Observed flux [µJy].
         """
-        draws = student_t(flux_true.shape, generator) if draws is None else draws
+        draws = self.noise(flux_true.shape, generator) if draws is None else draws
         return flux_true * self.zero_point.to(flux_true) + sigma * draws.to(flux_true)
 
 
@@ -122,15 +134,17 @@ def load(profile="fast", weights="trained"):
     return Survey(model.eval().requires_grad_(False))
 
 
-def select(flux, cut):
-    """Which galaxies pass a magnitude cut on observed flux.
+def select(flux, cuts, bands=filters.SHORT):
+    """Which galaxies pass magnitude cuts on observed flux.
 
     Parameters
     ----------
-    flux : Tensor of shape (n, 26)
+    flux : Tensor of shape (n, n_band)
         Observed flux [µJy]; a missing or negative flux fails a bright limit.
-    cut : str
-        Band, comparison and AB magnitude, for example ``"r<25"``, ``"Ch1<26"``, ``"i>=22.5"``.
+    cuts : str
+        Band, comparison and AB magnitude, several of them joined by "and": ``"r<25"``, ``"Ch1<26"``, ``"i>=17.5 and i<22.5"``.
+    bands : sequence of str
+        Short names of the bands, in the order of the fluxes.
 
     Returns
     -------
@@ -139,13 +153,18 @@ def select(flux, cut):
     Raises
     ------
     ValueError
-        If the cut cannot be read or names no band of ``filters.SHORT``.
+        If a cut cannot be read or names no band of the survey.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*", cut)
-    if not match or match[1] not in filters.SHORT:
-        raise ValueError(f'cannot read the selection {cut!r}: write it as "r<25", with a band of {", ".join(filters.SHORT)}')
-    limit = filters.flux_from_magnitude(torch.tensor(float(match[3]), dtype=flux.dtype, device=flux.device))
-    return _COMPARE[match[2]](flux[:, filters.SHORT.index(match[1])], limit)
+    bands, passed = list(bands), torch.ones(len(flux), dtype=torch.bool, device=flux.device)
+    for cut in re.split(r"\band\b", cuts):
+        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*", cut)
+        if not match or match[1] not in bands:
+            raise ValueError(
+                f'cannot read the selection {cuts!r}: write cuts as "{bands[0]}<25", joined by "and", with a band of {", ".join(bands)}'
+            )
+        limit = filters.flux_from_magnitude(torch.tensor(float(match[3]), dtype=flux.dtype, device=flux.device))
+        passed &= _COMPARE[match[2]](flux[:, bands.index(match[1])], limit)
+    return passed
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import filters, survey, uncertainty
+from popcosmos_lib import filters, survey, surveys, uncertainty
 
 
 def generator(seed=1):
@@ -68,7 +68,21 @@ def test_selection_on_observed_flux(cut, expected):
     assert survey.select(flux, cut).tolist() == [bool(x) for x in expected], "missing fails every cut, negative flux is faint"
 
 
-@pytest.mark.parametrize("cut", ["r25", "R<25", "r<", "r=25", ""])
+def test_cuts_joined_by_and_must_all_pass():
+    flux = torch.ones(3, 26)
+    flux[:, 3] = filters.flux_from_magnitude(torch.tensor([17.0, 20.0, 23.0]))
+    assert survey.select(flux, "i>=17.5 and i<22.5").tolist() == [False, True, False]
+    assert survey.select(flux, "i<22.5 and Ch1 < 24.5").tolist() == [True, True, False]
+
+
+def test_cuts_are_on_the_bands_of_the_survey():
+    flux = torch.tensor([[1.0, 100.0], [100.0, 1.0]])
+    assert survey.select(flux, "VIS<22", ["VIS", "Y"]).tolist() == [False, True]
+    with pytest.raises(ValueError, match='write cuts as "VIS<25", joined by "and", with a band of VIS, Y'):
+        survey.select(flux, "r<25", ["VIS", "Y"])
+
+
+@pytest.mark.parametrize("cut", ["r25", "R<25", "r<", "r=25", "", "r<25 and", "r<25 or i<24", "r<25, i<24", "__import__('os')"])
 def test_a_cut_that_cannot_be_read_is_refused(cut):
     with pytest.raises(ValueError, match="cannot read the selection"):
         survey.select(torch.ones(1, 26), cut)
@@ -143,3 +157,59 @@ def test_state_survives_a_round_trip(learned):
     other.load_state_dict(learned[0].state_dict())
     flux = fluxes(20)
     assert torch.equal(other.sample(flux, generator=generator()), learned[0].sample(flux, generator=generator()))
+
+
+@pytest.mark.parametrize("name", [name for name in surveys.BUILT_IN if name != "cosmos2020"])
+def test_a_built_in_survey_reaches_its_depth(name):
+    sky = surveys.load(name)
+    flux = torch.full((20_000, len(sky.bands)), 1e-6)
+    sigma = sky.sigma(flux)
+    depth = dict(zip(sky.bands, filters.magnitude_from_flux(5 * sigma[0]).tolist(), strict=True))
+    known = {"kids": ("r", 25.02), "lsst-y1": ("i", 25.13)}[name]
+    assert abs(depth[known[0]] - known[1]) < 1e-3, "5 sigma"
+    noise = (sky.observe(flux, sigma, generator()) - flux) / sigma
+    assert (noise.std(0) - 1).abs().max() < 0.03, "Gaussian, in units of the error"
+    bright = torch.full((1, len(sky.bands)), 1e6)
+    assert ((sky.sigma(bright) / bright) < 0.02).all() and ((sky.sigma(bright) / bright) > 0.001).all(), "the floor limits bright galaxies"
+
+
+MINE = "bands: {blue: sdss_g0, red: curve.par}\ndepths: {blue: [25.0, 5], red: [24.0, 10]}\ncuts: red<22\nfloor: {blue: 0.1, red: 0}\n"
+
+
+def test_a_survey_of_ones_own_may_bring_its_curve(tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE)
+    (tmp_path / "curve.par").write_text("6000 0\n6500 1\n7000 0\n")
+    sky = surveys.load(tmp_path / "mine.yaml")
+    assert list(sky.bands) == ["blue", "red"] and sky.cuts == "red<22"
+    flux = torch.tensor([[0.0, filters.flux_from_magnitude(torch.tensor(24.0))], [1000.0, 1000.0]])
+    sigma = sky.sigma(flux)
+    assert torch.isclose(flux[0, 1] / sigma[0, 1], torch.tensor(10.0)), "ten sigma at its depth"
+    assert torch.isclose(sigma[1, 0], torch.tensor(100.0), rtol=1e-3) and torch.isclose(sigma[1, 1], sigma[0, 1]), "a floor per band"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("cuts: red<22", ""), "there is no field 'cuts'"),
+        (("cuts: red<22", "cut: red<22"), "the fields are bands, depths, cuts, floor, source; got"),
+        (("red: [24.0, 10]", "nir: [24.0, 10]"), "depths need one entry for each band, blue, red"),
+        (("[24.0, 10]", "24.0"), "the depth of red is"),
+        (("[24.0, 10]", "[24.0, 0]"), "the depth of red is"),
+        (("red: 0}", "red: 1e-2}"), "floor is a fraction between 0 and 1"),
+        (("curve.par", "curve_without"), "unknown band 'curve_without'"),
+        (("cuts: red<22", "cuts: r<22"), "with a band of blue, red"),
+        (("blue: sdss_g0", "427: sdss_g0"), "short name that begins with a letter"),
+        (("{blue: sdss_g0,", "{blue: sdss_g0:"), "is not YAML"),
+    ],
+)
+def test_what_is_wrong_with_a_definition_is_said(tmp_path, change, message):
+    assert change[0] in MINE
+    (tmp_path / "curve.par").write_text("6000 0\n6500 1\n7000 0\n")
+    (tmp_path / "mine.yaml").write_text(MINE.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        surveys.load(tmp_path / "mine.yaml")
+
+
+def test_an_unknown_survey_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="use one of cosmos2020, kids, lsst-y1, or the path of a YAML file"):
+        surveys.load("sdss")
