@@ -356,7 +356,7 @@ def _with_trace(model, x, trace, generator):
     signs = torch.randint(0, 2, x.shape, generator=generator, device=generator.device).to(x) * 2 - 1
 
     def estimate(point, sigma):
-        denoised, change = torch.func.jvp(lambda y: model(y, sigma), (point,), (signs,))
+        denoised, change = torch.func.jvp(lambda y: model(y, sigma), (point.contiguous(),), (signs,))
         return denoised, (signs * change).sum(-1)
 
     return estimate

@@ -145,5 +145,6 @@ def dopri5(slope, state, start, stop, tolerance):
         At noise ``stop``; differentiable.
     """
     span = torch.tensor([math.log(start), math.log(stop)], dtype=torch.float64, device=state[0].device)
-    path = odeint(lambda level, now: slope(now, level.exp()), state, span, rtol=tolerance, atol=tolerance, method="dopri5")
+    inside = {"step_t": span[1:], "first_step": 0.1}  # no evaluation at a noise that the network has not learned
+    path = odeint(lambda level, now: slope(now, level.exp()), state, span, rtol=tolerance, atol=tolerance, method="dopri5", options=inside)
     return tuple(part[-1] for part in path)
