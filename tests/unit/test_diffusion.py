@@ -1,14 +1,19 @@
 """The diffusion model against closed forms, in float64."""
 
+import importlib.util
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import ks_1samp, norm
 from torchdiffeq import odeint
 
-from popcosmos_lib import diffusion
+from popcosmos_lib import diffusion, figures
+from popcosmos_lib.figures import calibration
 
+ROOT = Path(__file__).resolve().parents[2]
 VE, VP = diffusion.VE(), diffusion.VP()
 BOTH = pytest.mark.parametrize("sde", [VE, VP], ids=["VE", "VP"])
 
@@ -245,3 +250,35 @@ def test_errors_say_what_is_wrong(net):
         diffusion.log_prob(net, x, trace="hutchinson")
     with pytest.raises(ValueError, match="finite"):
         diffusion.train(net, torch.full((4, 5), torch.nan), generator=torch.Generator(), steps=1)
+
+
+@pytest.fixture
+def committed():
+    return json.loads((ROOT / "benchmarks" / "results" / "solvers.json").read_text())
+
+
+def test_the_committed_benchmark_is_what_its_script_measures(committed):
+    spec = importlib.util.spec_from_file_location("solvers_benchmark", ROOT / "benchmarks" / "solvers.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    kept = [row for row in committed["rows"]["width"] if row["sde"] == "VE"]
+    for old, new in zip(kept, bench.widths(VE), strict=True):
+        assert {**old, "error": 0} == {"sde": "VE", **new, "error": 0}
+        assert abs(old["error"] - new["error"]) < 1e-6
+
+
+def test_the_default_solver_is_the_best_of_the_benchmark(committed):
+    for kind in ("VE", "VP"):
+        rms = {row["solver"]: row["rms"] for row in committed["rows"]["decode"] if row["sde"] == kind and row["evaluations"] == 16}
+        assert min(rms, key=rms.get) == "adams"
+    assert len(committed["commit"]) == 40 and not committed["dirty"]
+    text = json.dumps(committed)
+    assert not any(place in text for place in (str(ROOT), str(Path.home()), "/tmp/", "/site-packages"))
+
+
+def test_the_figure_of_the_solvers_shows_every_line(committed):
+    fig = calibration.solvers(committed["rows"])
+    assert fig.get_figwidth() == figures.DOUBLE
+    for axis, shown in zip(fig.axes, (8, 6), strict=True):
+        lines = [line for line in axis.lines if len(line.get_xdata()) > 2]
+        assert len(lines) == shown, "each solver under both kinds of noise"
