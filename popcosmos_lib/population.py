@@ -84,7 +84,7 @@ class Population(nn.Module):
         return population.eval().requires_grad_(False)
 
     def from_base(self, u):
-        """Base noise to galaxies along the probability-flow ODE (DPM-Solver++(2M), 16 evaluations).
+        """Base noise to galaxies along the probability-flow ODE (Adams, 16 evaluations).
 
         Parameters
         ----------

@@ -1,8 +1,7 @@
 """The released diffusion models: the joint flux errors of a galaxy given its magnitudes, and the galaxy population.
 
-Their score networks are evaluated as denoisers for ``diffusion``, whose solvers know variance-exploding noise only. A variance-preserving
-model is one of these in other units: where it takes x to m x + s noise, x / m has had noise s / m added, and both have the same
-probability-flow ODE. ``release`` offers the two loaders under its own name.
+Their score networks are evaluated as denoisers for ``diffusion``, which writes variance-preserving noise in the units of the exploding
+kind: where it takes x to m x + s noise, x / m has had noise s / m added. ``release`` offers the two loaders under its own name.
 
 References
 ----------
@@ -36,20 +35,12 @@ _FINE = 64  # for draws of galaxies, whose network is small
 
 
 @dataclass(frozen=True)
-class _Schedule(diffusion.VE):
-    """Noise even in ln sigma, and base draws scaled as the released code has it: by sigma_max alone for VE, by 1 / m for VP.
-
-    Solved in 32 steps, a unit normal comes out 0.5 % too wide under VP; on the grid of Karras et al., that of ``diffusion.VE``, 1.4 %.
-    """
-
-    base: float = 1.0
+class _ReleasedVE(diffusion.VE):
+    """Variance-exploding noise with base draws scaled as the released code has it: by sigma_max alone."""
 
     @property
     def base_scale(self):
-        return self.base
-
-    def grid(self, steps, like):
-        return torch.linspace(math.log(self.sigma_max), math.log(self.sigma_min), steps + 1, dtype=torch.float64).exp().to(like)
+        return self.sigma_max
 
 
 class Score(nn.Module):
@@ -66,7 +57,7 @@ class Score(nn.Module):
 
     Attributes
     ----------
-    sde : diffusion.VE
+    sde : diffusion.VE or diffusion.VP
         Noise schedule, from the noise at ``epsilon`` to that at time 1.
     contraction : float
         m at ``epsilon``: what is denoised there is x / m. One for VE.
@@ -81,22 +72,16 @@ class Score(nn.Module):
         self.dim = len(state[f"NN.{self.depth - 1}.bias"])
         if about["sde"] == "VE":
             low, high = about["sigma_min"], about["sigma_max"]
-            self.sde, self.contraction = _Schedule(low * (high / low) ** about["epsilon"], high, base=high), 1.0
+            self.sde, self.contraction = _ReleasedVE(low * (high / low) ** about["epsilon"], high), 1.0
         else:
-            low, high = (math.sqrt(math.expm1(self._integral(t))) for t in (about["epsilon"], 1.0))
-            self.sde = _Schedule(low, high, base=math.exp(0.5 * self._integral(1.0)))
-            self.contraction = math.exp(-0.5 * self._integral(about["epsilon"]))
-
-    def _integral(self, t):
-        """Integral of beta over time up to t (VP)."""
-        return 0.5 * (self.about["beta_max"] - self.about["beta_min"]) * t**2 + self.about["beta_min"] * t
+            self.sde = diffusion.VP(about["beta_min"], about["beta_max"], about["epsilon"])
+            self.contraction = math.exp(-0.5 * self.sde.integral(about["epsilon"]))
 
     def _time_and_contraction(self, sigma):
         if self.about["sde"] == "VE":
             low, high = self.about["sigma_min"], self.about["sigma_max"]
             return (sigma / low).log() / math.log(high / low), torch.ones_like(sigma)
-        low, slope = self.about["beta_min"], self.about["beta_max"] - self.about["beta_min"]
-        return ((low**2 + 2 * slope * torch.log1p(sigma**2)).sqrt() - low) / slope, torch.rsqrt(1 + sigma**2)
+        return self.sde.time(sigma), torch.rsqrt(1 + sigma**2)
 
     def _prepare(self, x, sigma, condition):
         """Inputs of the network, m, and what turns its output into (D - x / m): sigma^2 m score."""
@@ -283,7 +268,7 @@ class ReleasedPopulation(nn.Module):
         u : Tensor of shape (n, 16)
             Unit-normal draws.
         steps : int
-            Steps of DPM-Solver++(2M), one evaluation each.
+            Steps of the solver, one evaluation each.
 
         Returns
         -------

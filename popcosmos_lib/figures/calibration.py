@@ -1,14 +1,15 @@
-"""Figures of notebook 04: what calibration gained, and the 16 parameters before and after it."""
+"""Figures of notebook 04: solvers of the diffusion model, what calibration gained, and the 16 parameters before and after it."""
 
 import corner as corner_plot
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "history", "marginals", "redshifts"]
+__all__ = ["corner", "history", "marginals", "redshifts", "solvers"]
 
 _TRUTH, _START, _MODEL, _BROAD = "0.75", figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
 
@@ -149,4 +150,62 @@ def redshifts(truth, broad, start, model):
     bottom.axhline(0, color="k", lw=0.5)
     bottom.set(xlabel="redshift", ylabel=r"$\Delta P(<z)$", ylim=(-0.08, 0.08))
     fig.align_ylabels()
+    return fig
+
+
+_SOLVERS = {  # panel: lines with their colour, marker and what selects their rows; evaluations of the default
+    "decode": (
+        {
+            "Adams": (0, "o", {"solver": "adams", "grid": "even"}),
+            "DPM-Solver++(2M)": (1, "s", {"solver": "dpm++", "grid": "even"}),
+            "Heun": (2, "D", {"solver": "heun", "grid": "karras"}),
+            "dopri5, adaptive": (7, "^", {"solver": "dopri5"}),
+        },
+        {"VE": 16, "VP": 16},
+    ),
+    "log_prob": (
+        {
+            "Runge-Kutta 4": (4, "o", {"solver": "rk4", "trace": "exact"}),
+            "the same, Hutchinson trace (noisy)": (3, "s", {"trace": "hutchinson"}),
+            "dopri5, adaptive": (7, "^", {"solver": "dopri5"}),
+        },
+        {"VE": 96, "VP": 136},
+    ),
+}
+
+
+def solvers(rows):
+    """Error of the solvers of the probability-flow ODE against their cost.
+
+    Parameters
+    ----------
+    rows : dict of list of dict
+        ``tables.benchmark("solvers")["rows"]``: ``decode`` and ``log_prob``.
+
+    Returns
+    -------
+    Figure
+        Double width. Solid and filled for variance-exploding noise, dashed and open for variance-preserving.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 2.9))
+    for axis, (name, (lines, default)) in zip(axes, _SOLVERS.items(), strict=True):
+        for label, (place, marker, chosen) in lines.items():
+            colour = figures.COLOURS[place]
+            for sde, style, face in (("VE", "-", colour), ("VP", "--", "w")):
+                found = [row for row in rows[name] if row["sde"] == sde and chosen.items() <= row.items()]
+                cost, error = [row["evaluations"] for row in found], [row["rms"] for row in found]
+                axis.plot(cost, error, style, marker=marker, color=colour, mfc=face, lw=1, label=label if sde == "VE" else None)
+        for sde, style in (("VE", ":"), ("VP", (0, (1, 4)))):
+            axis.axvline(default[sde], color="0.5", lw=0.7, ls=style, zorder=0)
+        axis.text(default["VE"], 0.98, "default ", transform=axis.get_xaxis_transform(), fontsize=6, color="0.4", ha="right", va="top")
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations per point")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(top=3 * axis.get_ylim()[1])
+        axis.legend(loc="lower left", handlelength=1.6, frameon=True, framealpha=1, facecolor="w", edgecolor="none", borderpad=0.2)
+    axes[0].set_ylabel("rms error of a draw [population sd]")
+    axes[1].set_ylabel(r"rms error of $\ln p$ [nat]")
+    handles = [Line2D([], [], color="k", lw=1, ls="-", marker="o"), Line2D([], [], color="k", lw=1, ls="--", marker="o", mfc="w")]
+    fig.legend(handles, ["variance exploding", "variance preserving"], ncols=2, loc="outside upper center")
     return fig

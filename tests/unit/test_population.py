@@ -30,7 +30,7 @@ class UnitNormal(nn.Module):
         return x / (1 + sigma**2)
 
     def with_trace(self, x, sigma):
-        return self(x, sigma), (x.shape[-1] / (1 + sigma**2)).expand(len(x))
+        return self(x, sigma), x.shape[-1] / (1 + sigma**2) * torch.ones_like(x[:, 0])
 
 
 class Colours:
