@@ -206,7 +206,7 @@ def differences(engine, theta, step):
 
 
 galaxies = universe.sample(n_gradient, this.generator("gradient"))
-slopes = emulators.jacobian(model, galaxies)  # (n, 26, 16)
+slopes = emulators.jacobian(model.magnitudes, galaxies)  # (n, 26, 16)
 width = 1e-3 * parameters.BOUNDS.diff(dim=1)[:, 0]
 width[parameters.INDEX["z"]] = 1e-4  # a line crosses the edge of a band within 0.001
 with torch.no_grad():
@@ -224,7 +224,7 @@ dust2 = torch.tensor(parameters.INDEX["dust2"])
 # %% tags=["nbval-check-output"]
 this.report(
     gradient_of_each_parameter_in_each_band=f"median error at most {allowed['gradient']:g}: {bool(worst <= allowed['gradient'])}",
-    finite_at_zero_dust=f"{bool(emulators.jacobian(model, galaxies.index_fill(1, dust2, 0.0)).isfinite().all())}",
+    finite_at_zero_dust=f"{bool(emulators.jacobian(model.magnitudes, galaxies.index_fill(1, dust2, 0.0)).isfinite().all())}",
 )
 
 # %%

@@ -247,10 +247,10 @@ def draw(n, generator):
     return torch.cat([universe.sample(n - 2 * quarter, generator), uniform, priors.Prospector().library(quarter, generator)])
 
 
-def jacobian(emulator, theta):
-    """Derivatives of the magnitudes of anything that has them, (n, n_band, 16) [mag per unit of each parameter]."""
+def jacobian(magnitudes, theta):
+    """Derivatives of a function of each row such as ``model.magnitudes``, (n, n_band, 16) [mag per unit of each parameter]."""
     theta = theta.detach().clone().requires_grad_(True)
-    columns = emulator.magnitudes(theta).sum(0)
+    columns = magnitudes(theta).sum(0)
     return torch.stack([torch.autograd.grad(column, theta, retain_graph=True)[0] for column in columns], 1)
 
 
