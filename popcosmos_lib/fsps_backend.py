@@ -190,7 +190,7 @@ class Reference:
         if unknown:
             raise ValueError(f"cannot leave out {', '.join(sorted(unknown))}: FSPS switches {', '.join(_PARTS)}")
         width = len(self.bands) if task is _magnitudes else len(self.wave)
-        digest = data_digest()
+        digest = data_digest() if folder else None
         idle, failures, computed = queue.SimpleQueue(), {}, []
         for worker in self.workers:
             idle.put(worker)
