@@ -371,8 +371,8 @@ Markdown(tables.engines(measured))
 this.savefig(emulation.engines(measured["rows"]), "emulator_engines")
 
 # %% [markdown]
-# **Read it.** Down and to the left is better. The emulator gives up nothing to the synthesis that photometry could notice, at a cost four
-# orders of magnitude below FSPS per spectrum. In the lower strip stand engines without an error of their own: the synthesis is the
+# **Read it.** Down and to the left is better. The emulator gives up nothing to the synthesis that photometry could notice, at a cost
+# thousands of times below FSPS. In the lower strip stand engines without an error of their own: the synthesis is the
 # reference, and FSPS had toy stars. bagpipes integrates the same stellar grids; the networks of the papers learned FSPS, another library.
 #
 # The same two engines here and now, the better of four runs each:
