@@ -54,14 +54,15 @@ def tabulate(synthesiser):
         cells of the energy balance [Lsun] and bolometric light [Lsun] of each age component per Msun formed in it; ``dust`` (n_redshift,
         n_band) and ``torus`` (n_tau, n_redshift, n_band): flux of 1 Lsun; ``emission`` (n_z, n_zgas, n_u, n_line) [Lsun] per Msun formed in
         the last 10 Myr; ``line_wave`` (n_line,) [Angstrom]; ``response`` (n_wave, n_band) and ``response_start`` as from
-        ``lines.response``; ``effective`` (n_band,) mean wavelength [Angstrom]. What needs no more is in half precision.
+        ``lines.response``; ``effective`` (n_band,) mean wavelength [Angstrom]. What needs no more is in half precision. Where gas shines
+        out of the birth clouds, ``bare`` (n_z, n_line) is its share in the lines.
     """
     s = synthesiser
     n_z, young = s.ionising.shape
     reached = int((s.log_z < float(parameters.BOUNDS[parameters.INDEX["log10Z"], 1])).sum()) + 1  # nodes that the bounds can see
     redshift = torch.expm1(torch.arange(0.0, math.log1p(float(parameters.BOUNDS[-1, 1])) + _STEP, _STEP)).to(s.wave)
-    gas = [int((nodes - value).abs().argmin()) for nodes, value in zip((s.log_zgas, s.log_u), _REFERENCE_GAS, strict=True)]
-    continuum = s.continuum.view(len(s.log_zgas), len(s.log_u), young, -1)[gas[0], gas[1]]
+    reference = [int((nodes - value).abs().argmin()) for nodes, value in zip((s.log_zgas, s.log_u), _REFERENCE_GAS, strict=True)]
+    continuum = s.continuum.view(len(s.log_zgas), len(s.log_u), young, -1)[reference[0], reference[1]]
     stars = torch.cat([s.young.view(n_z, young, -1) + s.ionising[..., None] * continuum, s.old.view(n_z, -1, len(s.wave))], 1)[:reached]
     light, infrared = [], []
     for z in redshift.split(16):
@@ -73,10 +74,16 @@ def tabulate(synthesiser):
         light.append(torch.cat([_band_flux(s, spectra * through, z), energy, bolometric[..., None]], -1))
         infrared.append(_band_flux(s, torch.cat([s.dust[None], s.torus]).expand(len(z), -1, -1), z))
     light, infrared = torch.cat(light).transpose(0, 1).contiguous(), torch.cat(infrared).transpose(0, 1).contiguous()
-    youngest = _shares(redshift[:1], s.edges)[0, 0, :young]
-    emitted = torch.einsum("a,za,gual->zgul", youngest, s.ionising, s.emission.view(len(s.log_zgas), len(s.log_u), young, -1))
+    # The first bin forms at one rate, so what its stars older than 10 Myr power (FSPS lets some, out of their cloud) is in proportion.
+    recent = _shares(redshift[:1], s.edges)[0, :2]
+    recent = recent[0] + (0.03 / (1e-9 * ssp.BIRTH_CLOUD) - 1) * recent[1]  # mass per Msun formed in the last 10 Myr
+    rate, gas = torch.cat([s.ionising, s.bare_ionising], -1), (len(s.log_zgas), len(s.log_u), -1, len(s.line_wave))
+    emission = torch.cat([s.emission.view(gas), s.bare_emission.view(gas)], 2)
+    emitted = torch.einsum("a,za,gual->zagul", recent[: rate.shape[1]], rate, emission)
+    emitted, bare = emitted.sum(1), emitted[:, young:].sum(1)
     chosen = _chosen(emitted, s.line_wave)
-    return {
+    apart = {"bare": (bare.sum((1, 2)) / emitted.sum((1, 2)))[:reached, chosen]} if s.bare_ionising.numel() else {}
+    return apart | {
         "log_z": s.log_z[:reached], "log_zgas": s.log_zgas, "log_u": s.log_u, "torus_depth": s.torus_depth,
         "light": light, "dust": infrared[0], "torus": infrared[1:].half(), "emission": emitted[:reached, ..., chosen],
         "line_wave": s.line_wave[chosen], "response": s.line_response.half(), "response_start": torch.tensor(s.line_start),
@@ -172,7 +179,7 @@ class Features(nn.Module):
         young_out = young[:, :-1] * diffuse * torch.exp(-cloud[:, None] * dust.birth_cloud(wave))
         old_out = old[:, :-1] * diffuse
         emitted = self._emitted(p, mass[:, 0], metal)
-        shining = emitted * self._line_transmission(p, cloud)
+        shining = emitted * self._line_transmission(p, cloud, metal)
         absorbed = (young[:, :-1] + old[:, :-1] - young_out - old_out)[:, n_band:].sum(-1) + (emitted - shining).sum(-1)
         glow = absorbed[:, None] * self._rows(self._glow, place, torch.ones_like(shift)[:, None])
         depth = interpolation.rounded(p["lntauAGN"].exp(), self.torus_depth)
@@ -195,7 +202,7 @@ class Features(nn.Module):
         p = {name: parameters.column(theta, name) for name in parameters.NAMES}
         metal = interpolation.rounded(p["log10Z"], self.log_z)
         emitted = self._emitted(p, self._mass(theta)[:, 0], metal)
-        return (emitted * self._line_transmission(p, p["dust2"] * p["dust1_fraction"]))[:, self._calibrated]
+        return (emitted * self._line_transmission(p, p["dust2"] * p["dust1_fraction"], metal))[:, self._calibrated]
 
     def line_flux(self, theta):
         """What each of them adds to each band, (n, 44, n_band), for unit mass."""
@@ -239,9 +246,12 @@ class Features(nn.Module):
         weight = torch.einsum("na,nb,nc->nabc", metal * youngest[:, None], *gas)
         return weight.flatten(1) @ self.emission.flatten(0, 2)
 
-    def _line_transmission(self, p, cloud):
-        depth = p["dust2"][:, None] * dust.diffuse(self.line_wave, p["dust_index"]) + cloud[:, None] * dust.birth_cloud(self.line_wave)
-        return torch.exp(-depth)
+    def _line_transmission(self, p, cloud, metal):
+        depth = p["dust2"][:, None] * dust.diffuse(self.line_wave, p["dust_index"])
+        clouded = torch.exp(-depth - cloud[:, None] * dust.birth_cloud(self.line_wave))
+        if not hasattr(self, "bare"):
+            return clouded
+        return clouded + metal @ self.bare * (torch.exp(-depth) - clouded)
 
 
 def _weighted_sum(rows, table, weight):

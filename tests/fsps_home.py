@@ -9,6 +9,8 @@ import os
 
 import numpy as np
 
+from popcosmos_lib.lines import CALIBRATED
+
 LIGHT, PLANCK, BOLTZMANN, STEFAN, LSUN = 2.99792458e18, 6.62607e-27, 1.380649e-16, 5.670374e-5, 3.839e33  # Angstrom/s, then cgs
 METALS = [f"m{z:.2f}" for z in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)] + ["p0.00", "p0.25", "p0.50"]
 N_BANDS = 159  # top-hat bands "toy_001" ... in allfilters.dat
@@ -165,7 +167,8 @@ def build(home):
         put(f"dust/alldirty_{name}.dat", "#", "#", "#", *witt)
     put("dust/Gordon03_table4.dat", *(f"{w:.4f} {1 / w:.4f} 1.0" for w in np.geomspace(2.2, 0.116, 30)))
 
-    fillers = np.geomspace(1e4, 1e6, 166 - len(LINES))
+    quiet = [wave for wave in CALIBRATED if min(abs(wave / strong - 1) for strong in LINES) > 1e-4]
+    fillers = [*quiet, *np.geomspace(1e4, 1e6, 166 - len(LINES) - len(quiet))]
     light = dict(sorted({**LINES, **dict.fromkeys(fillers, 1e-12)}.items()))
     continuum, strengths = ["#", " ".join(f"{w:.5E}" for w in grid)], ["#", " ".join(f"{w:.5E}" for w in light)]
     below = int((grid < 912).sum())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import dust, filters, fsps_backend, igm, parameters, sps, ssp, universe
+from popcosmos_lib import dust, features, filters, fsps_backend, igm, lines, parameters, sps, ssp, universe
 
 Z = parameters.INDEX["z"]
 
@@ -265,3 +265,16 @@ def test_without_a_home_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SPS_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no FSPS data"):
         fsps_backend.load()
+
+
+def test_the_tables_of_the_emulator_hold_the_gas_that_shines_out_of_the_clouds(home):
+    """FSPS lets stars between 10 and 20 Myr power gas that no birth cloud dims: behind thick clouds that is what is left of Lyman alpha."""
+    synthesiser = sps.load(["hsc_r"], provider="fsps")
+    theta = galaxies(8, z=0.5, dust2=0.3, dust1_fraction=torch.linspace(0.0, 2.0, 8))
+    theta = theta.float()
+    ours = features.Features(features.tabulate(synthesiser)).lines(theta)
+    theirs = synthesiser.lines(theta)[:, lines.matched(synthesiser.line_wave)] / 1e10
+    strong = theirs[0] > 1e-3 * theirs[0].max()
+    assert strong.sum() >= 4
+    assert (ours / theirs - 1)[:, strong].abs().max() < 0.01
+    assert synthesiser.bare_ionising.numel() > 0, "or this test sees nothing"
