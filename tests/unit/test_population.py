@@ -223,7 +223,7 @@ def driver(name, home, **options):
 @pytest.fixture
 def home(tmp_path):
     """A copy of what a run reads, with the artefacts of notebooks 02 and 03 made there unless the checkout has them."""
-    for folder in ("notebooks", "figures"):
+    for folder in ("notebooks", "figures", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.ipynb", "*.png", "*.pdf"))
     shutil.copy(ROOT / "profiles.yaml", tmp_path)
     made = ROOT / "artefacts"
