@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import tempfile
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
@@ -124,7 +123,7 @@ def main(target):
     """Measure, write ``target``, print the tables."""
     sys.path.insert(0, str(ROOT / "tests"))  # bagpipes_model, fsps_model
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    made = provenance.benchmark(store.home(), "bagpipes")
     with tempfile.TemporaryDirectory() as scratch:
         peer, toy = (Path(scratch) / name for name in ("peer", "toy"))
         peer.mkdir(), toy.mkdir()
@@ -132,11 +131,7 @@ def main(target):
     networks = measure({"public networks": public})
     content = {
         "what": "the synthesis minus other engines: sizes of the differences; offset and robust sigma of each band of the networks; mag",
-        "date": date.today().isoformat(),
-        **provenance.git(store.home()),
-        "device": provenance.device(),
-        "versions": provenance.versions() | {"bagpipes": metadata.version("bagpipes")},
-        "load": round(load, 2),
+        **made,
         "rows": rows,
         "networks": networks,
     }

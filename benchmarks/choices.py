@@ -9,13 +9,11 @@ is made; the library has no option for it. Times are CPU seconds, so that other 
 """
 
 import json
-import os
 import statistics
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,17 +181,13 @@ def _cost(model, theta):
 def main(target):
     """Measure, write ``target``, print the table."""
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    made = provenance.benchmark(store.home())
     synthesiser = sps.load()
     galaxies = universe.sample(N_TEST, torch.Generator().manual_seed(10))
     corners = priors.Broad().sample(N_TEST, torch.Generator().manual_seed(11))
     content = {
         "what": "photometry emulators trained small on one thread, one choice changed at a time; errors [median band, worst band] in mag",
-        "date": date.today().isoformat(),
-        **provenance.git(store.home()),
-        "device": provenance.device(),
-        "versions": provenance.versions(),
-        "load": round(load, 2),
+        **made,
         "size": SIZE | {"n_test": N_TEST},
         "rows": [],
     }

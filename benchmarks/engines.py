@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 
@@ -198,7 +197,7 @@ def main(target):
     """Measure, write ``target``, print the table."""
     sys.path.insert(0, str(ROOT / "tests"))  # fsps_home, bagpipes_model
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    made = provenance.benchmark(store.home(), "bagpipes")
     makers = {"FSPS": fsps, "bagpipes": bagpipes, "synthesis": synthesis, "emulator": emulated, "public networks": public}
     with tempfile.TemporaryDirectory() as folder:
         sky = Sky(Path(folder), universe.sample(N_ERROR, torch.Generator().manual_seed(0)), sps.load())
@@ -209,14 +208,9 @@ def main(target):
         finally:
             for close in sky.closing:
                 close()
-    versions = provenance.versions() | {"bagpipes": metadata.version("bagpipes")}
     content = {
         "what": "photometry engines on one thread; medians over rounds in which they took turns; rates in galaxies per second",
-        "date": date.today().isoformat(),
-        **provenance.git(store.home()),
-        "device": provenance.device(),
-        "versions": versions,
-        "load": round(load, 2),
+        **made,
         "rounds": ROUNDS,
         "rows": rows,
     }

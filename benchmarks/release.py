@@ -15,11 +15,9 @@ evaluation of these networks can win more than a factor of two; at small batches
 """
 
 import json
-import os
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -170,14 +168,10 @@ def measure():
 def main(target):
     """Measure, write ``target``, print the tables."""
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    made = provenance.benchmark(store.home())
     content = {
         "what": "the 26 released networks at once against a loop over bands, on one thread; rates in galaxies per second",
-        "date": date.today().isoformat(),
-        **provenance.git(store.home()),
-        "device": provenance.device(),
-        "versions": provenance.versions(),
-        "load": round(load, 2),
+        **made,
         **measure(),
     }
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ much too wide a unit normal and the narrow component of a mixture come out. Unde
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -133,6 +132,7 @@ def widths(sde):
 def main(target):
     """Measure, write ``target``, print what 16 evaluations give."""
     torch.set_num_threads(1)
+    made = provenance.benchmark(store.home())
     rows = {"decode": [], "log_prob": [], "width": []}
     for kind, sde in (("VE", diffusion.VE()), ("VP", diffusion.VP())):
         x, net, seconds = learn(sde)
@@ -143,10 +143,7 @@ def main(target):
                 rows[name] += [{"sde": kind} | row for row in found]
     content = {
         "what": "error of solvers of the probability-flow ODE of a 16-dimensional score network against network evaluations per point",
-        "date": date.today().isoformat(),
-        **provenance.git(store.home()),
-        "device": provenance.device(),
-        "versions": provenance.versions(),
+        **made,
         "galaxies": N_GALAXIES,
         "training_steps": TRAINING,
         "reference": f"dopri5, tolerance {REFERENCE:g}",

@@ -231,14 +231,14 @@ class Features(nn.Module):
             offset = kinds * torch.arange(4, device=mass.device)[:, None] + kind  # value and slope below, value and slope above
             rows = start[:, :, None, None] + offset
             share = weight[..., None] * mass[:, None, None, kind]
-            sides.append(_weighted_sum(rows, self._knots, share))
+            sides.append(interpolation.weighted_rows(rows, self._knots, share))
         return sides
 
     def _rows(self, table, place, weight):
         """Sum over the first axis of a table at a redshift, (n, n_band); ``weight`` (n, n_first)."""
         start = (torch.arange(weight.shape[-1], device=weight.device) * len(self.dust) + place[0][:, None]) * 2
         rows = start[..., None] + torch.arange(4, device=weight.device)
-        return _weighted_sum(rows, table, weight[..., None] * place[1].flatten(1)[:, None])
+        return interpolation.weighted_rows(rows, table, weight[..., None] * place[1].flatten(1)[:, None])
 
     def _emitted(self, p, youngest, metal):
         """Line luminosities before dust, (n, n_line) [Lsun]."""
@@ -252,8 +252,3 @@ class Features(nn.Module):
         if not hasattr(self, "bare"):
             return clouded
         return clouded + metal @ self.bare * (torch.exp(-depth) - clouded)
-
-
-def _weighted_sum(rows, table, weight):
-    """Sum of rows of a table, each with its weight, gathered and summed at once; (n, ...), (n, ...) -> (n, n_column)."""
-    return torch.nn.functional.embedding_bag(rows.flatten(1), table, mode="sum", per_sample_weights=weight.flatten(1))

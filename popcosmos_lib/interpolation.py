@@ -6,7 +6,7 @@ notebook 01.
 
 import torch
 
-__all__ = ["hermite", "monotone_slopes", "rounded", "spline"]
+__all__ = ["hermite", "monotone_slopes", "rounded", "spline", "weighted_rows"]
 
 _ROUND = 0.25  # half width over which a kink is rounded, in units of the shorter of the two intervals that meet there
 
@@ -116,3 +116,20 @@ def monotone_slopes(table, dim):
         central = torch.cat([central[:1], (8 * central[1:-1] - central[:-2] - central[2:]) / 6, central[-1:]])
     inner = torch.where(left * right > 0, left.sign() * torch.minimum((left.sign() * central).clamp_min(0.0), 3 * gentler), 0.0)
     return torch.cat([step[:1], inner, step[-1:]]).movedim(0, dim)
+
+
+def weighted_rows(rows, table, weight):
+    """Sum of rows of a table, each with its weight, gathered and summed in one pass.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, ...), int64
+    table : Tensor of shape (n_row, n_column)
+    weight : Tensor of shape (n, ...)
+        Differentiable.
+
+    Returns
+    -------
+    Tensor of shape (n, n_column)
+    """
+    return torch.nn.functional.embedding_bag(rows.flatten(1), table, mode="sum", per_sample_weights=weight.flatten(1))

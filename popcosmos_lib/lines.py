@@ -101,5 +101,4 @@ def band_flux(luminosity, wave, z, table, start):
         density = torch.cat([density[:, :blue] * 0.5 * (sides[0] + sides[1]), density[:, blue:]], -1)
     position = (wave.log() - start + torch.log1p(z)[:, None]) * RESOLUTION
     index, weight = interpolation.spline(position, len(table))
-    weight = (density[..., None] * weight).flatten(1)
-    return torch.nn.functional.embedding_bag(index.flatten(1), table, mode="sum", per_sample_weights=weight)
+    return interpolation.weighted_rows(index, table, density[..., None] * weight)

@@ -75,8 +75,7 @@ class Passbands(nn.Module):
         shift = torch.log1p(z) / self.step
         whole = shift.detach().floor()
         index, weight = interpolation.spline((shift - whole) * _PHASES + 1, len(self.table))
-        weight = torch.nn.functional.embedding_bag(index, self.table, mode="sum", per_sample_weights=weight)
-        return (self.pixel - whole.long()[:, None]).clamp_min(0), weight
+        return (self.pixel - whole.long()[:, None]).clamp_min(0), interpolation.weighted_rows(index, self.table, weight)
 
     def forward(self, light, z):
         """Mean of spectra (n, n_wave) seen at redshifts (n,), (n, n_band), in the unit of ``light``; 1 + z of its interval is left out."""

@@ -5,18 +5,20 @@ Used by ``store`` (sidecars) and ``run`` (records); shown in notebook 99.
 """
 
 import hashlib
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 import torch
 
-__all__ = ["SOURCES", "cost", "device", "git", "sha256", "versions"]
+__all__ = ["SOURCES", "benchmark", "cost", "device", "git", "sha256", "versions"]
 
 SOURCES = ["popcosmos_lib", "notebooks/*.py", "profiles.yaml"]  # what decides a result; figures and copies do not
 _PACKAGES = ["astropy", "fsps", "matplotlib", "numpy", "safetensors", "scipy", "torch"]
@@ -56,6 +58,29 @@ def git(root):
 def versions():
     """Versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def benchmark(root, *packages):
+    """What a benchmark keeps beside its numbers, asked before it starts: date, commit, device, versions and the load of the machine.
+
+    Parameters
+    ----------
+    root : Path
+        As for ``git``.
+    *packages : str
+        Others whose versions matter.
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "date": date.today().isoformat(),
+        **git(root),
+        "device": device(),
+        "versions": versions() | {name: metadata.version(name) for name in packages},
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def device():
