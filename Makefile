@@ -32,7 +32,7 @@ setup: $(READY) ## make .venv from requirements.lock (every other target does it
 	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or make PYTHON=<interpreter that has requirements.lock>"; exit 1; }; \
 	"$$python" -m venv --clear .venv
 	.venv/bin/python -m pip install --no-cache-dir --no-compile -r requirements.lock
-	@.venv/bin/python -m pip uninstall --quiet --yes triton # comes with the CUDA wheel of torch: 0.7 GB that only torch.compile needs
+	@.venv/bin/python -m pip uninstall -qq --yes triton # comes with the CUDA wheel of torch: 0.7 GB that only torch.compile needs
 	@touch $@
 
 .venv/.ready: .venv/.lock pyproject.toml
