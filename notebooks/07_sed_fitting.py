@@ -22,6 +22,7 @@
 # %% tags=["parameters"]
 profile: str = "fast"     # smoke, fast or full
 seed: int = 7             # random seed
+weights: str = "published"  # emulator of notebook 02: published or trained
 n_galaxies: int = 40      # held-out mock galaxies fitted
 n_walkers: int = 64       # walkers per galaxy
 n_steps: int = 400        # ensemble steps after annealing
@@ -41,8 +42,8 @@ from popcosmos_lib import catalog, cosmology, emulator, filters, igm, inference,
 from popcosmos_lib.figures import fits
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
-inputs = [this.read(name) for name in ("mock", "emulator", "population")]
-model, sky = emulator.load(profile=profile), population.load(profile)
+inputs = [this.read("mock"), this.read("emulator", weights), this.read("population")]
+model, sky = emulator.restore(inputs[1]), population.load(profile)
 
 # %% [markdown]
 # ## Galaxies with known truth

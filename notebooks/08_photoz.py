@@ -21,6 +21,7 @@
 # %% tags=["parameters"]
 profile: str = "fast"      # smoke, fast or full
 seed: int = 8              # random seed
+weights: str = "published"  # emulator of notebook 02: published or trained
 catalogue: str = "mock"    # mock, or the path of a COSMOS2020 table (FITS, Parquet, CSV) with redshifts
 n_galaxies: int = 80       # galaxies fitted, at most
 n_walkers: int = 64        # walkers per galaxy
@@ -39,7 +40,7 @@ from popcosmos_lib import catalog, emulator, filters, inference, metrics, popula
 from popcosmos_lib.figures import fits
 
 this = run.start("08_photoz", profile=profile, seed=seed)
-mock, *inputs = (this.read(name) for name in ("mock", "emulator", "population"))
+mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("population")
 
 # %% [markdown]
 # ## Galaxies with known redshift
@@ -65,7 +66,7 @@ galaxies = sky[rows[torch.randperm(len(rows), generator=this.generator("galaxies
 # %%
 floor = {"mock": mock_floor}.get(catalogue)
 settings = {"n_walkers": n_walkers, "n_steps": n_steps, "n_draws": n_draws, "n_library": n_library, "floor": floor}
-tools = {"emulator": emulator.load(profile=profile), "population": population.load(profile), "seed": seed}
+tools = {"emulator": emulator.restore(inputs[0]), "population": population.load(profile), "seed": seed}
 
 
 def redshifts():

@@ -20,6 +20,7 @@
 # %% tags=["parameters"]
 profile: str = "fast"       # smoke, fast or full
 seed: int = 11              # random seed
+weights: str = "published"  # emulator of notebook 02: published or trained
 n_galaxies: int = 40_000    # galaxies drawn from the model
 min_passing: float = 0.05   # smallest chance of passing r < 25 at which a galaxy is called reachable
 max_error: float = 0.05     # largest |error of the mean redshift| / (1 + z) inside r < 25
@@ -33,9 +34,8 @@ from popcosmos_lib import emulator, filters, parameters, population, run, survey
 from popcosmos_lib.figures import validation
 
 this = run.start("11_extrapolation", profile=profile, seed=seed)
-mock = this.read("mock").data
-for name in ("emulator", "uncertainty"):
-    this.read(name)
+mock, net = this.read("mock").data, emulator.restore(this.read("emulator", weights))
+this.read("uncertainty")
 
 # %% [markdown]
 # ## The held-out sky at Ch1 < 26, on both sides of r = 25
@@ -56,7 +56,7 @@ inside = np.asarray(sky["select_r25"])
 
 # %%
 model = population.Population.from_state(this.read("population").data)
-forward = population.ForwardModel(emulator.load(profile=profile), survey.load(profile))
+forward = population.ForwardModel(net, survey.load(profile))
 theta = model.sample(n_galaxies, this.generator("theta"))
 with torch.no_grad():
     seen = forward(theta, forward.draws(n_galaxies, this.generator("noise")))

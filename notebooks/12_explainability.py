@@ -20,6 +20,7 @@
 # %% tags=["parameters"]
 profile: str = "fast"        # smoke, fast or full
 seed: int = 12               # random seed
+weights: str = "published"   # emulator of notebook 02: published or trained
 n_timed: int = 4000          # galaxies synthesised and emulated for the timing
 n_galaxies: int = 600        # held-out galaxies of the information matrix
 n_cloud: int = 10_000        # galaxies drawn from the models for the distance
@@ -40,8 +41,8 @@ from popcosmos_lib.figures import validation
 this = run.start("12_explainability", profile=profile, seed=seed)
 mock = this.read("mock").data
 held = mock[mock["select_r25"] & ~mock["train"]]
-this.read("emulator"), this.read("uncertainty")
-net, model = emulator.load(profile=profile), population.Population.from_state(this.read("population").data)
+trained, _ = this.read("emulator", weights), this.read("uncertainty")
+net, model = emulator.restore(trained), population.Population.from_state(this.read("population").data)
 
 
 def rows(names):
@@ -75,7 +76,7 @@ sigma = 1.4826 * (residual - residual.median(0).values).abs().median(0).values
 
 # %%
 phi = parameters.to_latent(truth[:64].double())
-precise, step = emulator.load(profile=profile).double(), 1e-4
+precise, step = emulator.restore(trained).double(), 1e-4
 direction = torch.randn(phi.shape, generator=this.generator("direction"), dtype=torch.float64)
 
 
