@@ -16,6 +16,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from popcosmos_lib import figures, notebook, provenance, store
+from popcosmos_lib.checkpoint import Checkpoint
 
 __all__ = ["THREADS", "Run", "record", "start", "threads"]
 
@@ -95,6 +96,12 @@ class Run:
         self._stored += 0 if computed else made.seconds
         self._outputs[name] = made.sha256
         return made
+
+    def checkpoint(self, name, *, parameters=None, inputs=()):
+        """Where a long computation of this notebook keeps what it has reached: a ``Checkpoint`` of the same key as its artefact."""
+        digests = {item.name: item.sha256 for item in inputs}
+        path = store.home() / "artefacts" / self.profile / "checkpoints" / f"{name}.pt"
+        return Checkpoint(path, {"seed": self.seed, "parameters": parameters or {}, "inputs": digests})
 
     def read(self, name, weights="trained"):
         """``store.load`` with this profile; recorded as an input."""
