@@ -1,0 +1,142 @@
+"""Expectation-maximisation: answers that are known, missing bands, a killed run."""
+
+import pytest
+import torch
+from toy import Toy
+
+from popcosmos_lib import em, parameters, population, priors, survey
+from popcosmos_lib.checkpoint import Checkpoint
+from popcosmos_lib.filters import SHORT
+
+R = SHORT.index("r")
+BLIND = 40  # galaxies without any band
+QUICK = {"n_mocks": 1000, "start_steps": (40, 40), "steps": (20, 20), "width": 16, "depth": 2, "particles": 2, "proposals": 8, "moves": 4}
+
+
+class Grey:
+    """Every galaxy has the same flat spectrum: N alone is seen, the other 15 parameters are not."""
+
+    error = None
+
+    def magnitudes(self, theta):
+        return parameters.to_latent(theta)[..., :1].expand(*theta.shape[:-1], len(SHORT))
+
+
+class Constant:
+    """Errors of 30 % of the flux at r = 23.9."""
+
+    width = 1
+
+    def sample(self, flux, generator=None, draws=None):
+        return torch.full_like(flux, 0.3)
+
+
+def galaxies(n, mean, sd, generator):
+    """theta of galaxies near z = 1 with N from a Gaussian."""
+    phi = torch.randn(n, 16, generator=generator)
+    phi[:, 0], phi[:, -1] = mean + sd * phi[:, 0], -0.97 + 0.1 * phi[:, -1]
+    return parameters.to_theta(phi)
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """Faint galaxies seen in r only, and what EM makes of them from a start that is too bright and too wide."""
+    generator = torch.Generator().manual_seed(5)
+    forward = population.ForwardModel(Grey(), survey.Survey(Constant()))
+    theta = galaxies(900, 23.8, 0.5, generator)
+    seen = forward(theta, forward.draws(len(theta), generator))
+    flux = seen.flux[seen.selected]
+    flux[:, [b for b in range(26) if b != R]] = torch.nan
+    flux[:BLIND] = torch.nan
+    options = {"iterations": 3, "n_mocks": 3000, "start_steps": (150, 150), "steps": (60, 40), "smoothing": (0.05, 0.02), "held_out": 0.2}
+    found = em.posteriors(
+        flux, torch.full_like(flux, 0.3), forward=forward, start=galaxies(3000, 23.4, 0.7, generator), generator=generator, floor=0.0,
+        **(QUICK | options),
+    )  # fmt: skip
+    return flux[BLIND:, R], found
+
+
+def brightness(theta):
+    return parameters.to_latent(theta)[..., 0].flatten()
+
+
+def by_quadrature(flux, iterations, mean, sd):
+    """The same expectation-maximisation on a grid of N: the pooled posterior of the last two iterations."""
+    n = torch.linspace(20, 28, 801).double()
+    model = 10 ** (0.4 * (23.9 - n))
+    t = (flux[:, None].double() - model) / 0.3
+    need = (10 ** (0.4 * (23.9 - 25.0)) - model) / 0.3  # noise that keeps it in the sample, in units of the error
+    log_l = -1.5 * torch.log1p(t**2 / 2) - torch.log((1 - need / (2 + need**2).sqrt()) / 2)
+    density, pools = torch.exp(-0.5 * ((n - mean) / sd) ** 2), []
+    for _ in range(iterations):
+        posterior = torch.softmax(log_l + density.log(), -1)
+        density = posterior.mean(0)
+        pools.append(density)
+    pool = torch.stack(pools[-2:]).mean(0)
+    centre = (pool * n).sum()
+    return float(centre), float((pool * (n - centre) ** 2).sum().sqrt())
+
+
+def test_the_posteriors_are_those_of_the_closed_form(grey):
+    """Deconvolution in one dimension: the truncated Student-t likelihood, the refits and the particles give what quadrature gives."""
+    flux, found = grey
+    draws, (mean, sd) = brightness(found.theta[BLIND:]), by_quadrature(flux, 3, 23.4, 0.7)
+    assert draws.mean() == pytest.approx(mean, abs=0.05)
+    assert draws.std() == pytest.approx(sd, abs=0.05)
+    assert abs(mean - 23.4) > 0.15 and sd < 0.65, "the start is wrong enough for this to be a test"
+
+
+def test_what_photometry_does_not_see_stays_as_it_was(grey):
+    unseen = parameters.to_latent(grey[1].theta)[BLIND:, :, 1:15].flatten(0, 1)
+    assert unseen.mean(0).abs().max() < 0.12 and (unseen.std(0) - 1).abs().max() < 0.12
+
+
+def test_a_galaxy_without_bands_draws_from_the_population(grey):
+    found = grey[1]
+    blind, others = brightness(found.theta[:BLIND]), brightness(found.theta[BLIND:])
+    assert blind.mean() == pytest.approx(float(others.mean()), abs=0.15) and blind.std() == pytest.approx(float(others.std()), rel=0.25)
+
+
+def test_history_and_shapes(grey):
+    found = grey[1]
+    assert found.theta.shape[1:] == (8, 16) and found.theta.isfinite().all() and population.inside(found.theta).float().mean() > 0.99
+    assert all(len(entries) == 3 for entries in found.history.values()) and found.history["iteration"] == [1, 2, 3]
+    assert found.history["evidence"][-1] > found.history["evidence"][0], "the population came to describe galaxies it was not fitted to"
+
+
+@pytest.fixture
+def toy():
+    generator = torch.Generator().manual_seed(1)
+    forward = population.ForwardModel(Toy(), survey.truth())
+    theta = priors.Prospector().library(1500, generator)
+    seen = forward(theta, forward.draws(len(theta), generator))
+    return {"forward": forward, "start": theta[seen.selected]} | QUICK, seen.flux[seen.selected][:50], seen.flux_err[seen.selected][:50]
+
+
+def test_a_killed_run_ends_where_an_unbroken_one_does(toy, tmp_path, monkeypatch):
+    options, *photometry = toy
+    whole = em.posteriors(*photometry, generator=torch.Generator().manual_seed(2), iterations=3, **options)
+    kept = Checkpoint(tmp_path / "em.pt", {"run": 1})
+    maximise = em._State.maximise
+
+    def killed(state, *args):
+        if len(state.history["iteration"]) == 2:
+            raise KeyboardInterrupt
+        maximise(state, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(em._State, "maximise", killed)
+        with pytest.raises(KeyboardInterrupt):
+            em.posteriors(*photometry, generator=torch.Generator().manual_seed(2), iterations=3, checkpoint=kept, **options)
+    assert len(kept.load()["history"]["fitted"]) == 1
+    resumed = em.posteriors(*photometry, generator=torch.Generator().manual_seed(2), iterations=3, checkpoint=kept, **options)
+    assert torch.equal(resumed.theta, whole.theta) and resumed.history == whole.history
+    assert all(torch.equal(a, b) for a, b in zip(resumed.flow.parameters(), whole.flow.parameters(), strict=True))
+
+
+def test_wrong_arguments_are_named(toy):
+    options, *photometry = toy
+    with pytest.raises(ValueError, match="multiple of the particles"):
+        em.posteriors(*photometry, generator=torch.Generator(), **(options | {"proposals": 7}))
+    with pytest.raises(ValueError, match="start must be finite"):
+        em.posteriors(*photometry, generator=torch.Generator(), **(options | {"start": torch.full((9, 16), torch.nan)}))
