@@ -33,7 +33,6 @@ __all__ = [
 OBJECTIVES = ("posterior", "transport", "summaries")
 BEYOND = 0.05  # chance of being selected below which the population is extrapolated
 _FEWEST = 100  # galaxies with all bands that a distance of clouds needs
-_FROM_START = 30_000  # galaxies drawn from a population that starts an expectation-maximisation
 _ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
 _GALAXIES = 2048  # sampled at once on a CPU: their networks' activations stay in cache
 _TARGET = 0.75  # acceptance aimed at
@@ -224,7 +223,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     if objective == "transport":
         loss = transport.Transport(train, options.pop("distance", "sliced"))
     else:
-        loss, options = summaries.Summaries(train), {"iterations": 120, "batch": 4096, "inside": 0.02} | options
+        loss, options = summaries.Summaries(train), {"iterations": 120, "batch": 4096, "charge": 0.02} | options
     population = start if isinstance(start, nn.Module) else _learn(start, generator, _stage(checkpoint, "start"), start_steps)
     population, corrections, history = match(
         population, forward, loss, held, generator=generator, checkpoint=_stage(checkpoint, objective), **options
@@ -241,8 +240,6 @@ def _posterior(catalogue, forward, start, generator, checkpoint, *, steps=8000, 
         theta, em_history = saved["theta"].to(catalogue.flux), saved["history"]
         generator.set_state(saved["generator"])
     else:
-        if isinstance(start, nn.Module):
-            start = passing(forward, start.sample, _FROM_START, generator)
         photometry = catalogue.flux, catalogue.flux_err
         found = em.posteriors(
             *photometry, forward=forward, start=start, generator=generator, checkpoint=_stage(checkpoint, "em"), **options
@@ -255,7 +252,7 @@ def _posterior(catalogue, forward, start, generator, checkpoint, *, steps=8000, 
         population, forward, transport.Transport(train), held, generator=generator, checkpoint=_stage(checkpoint, "polish"),
         iterations=polish, lr=polish_lr, corrections=corrections,
     )  # fmt: skip
-    _clear(checkpoint, "draws", "density")
+    _clear(checkpoint, "em", "draws", "density")
     return Calibration(population, *learned, history | {f"em_{name}": values for name, values in em_history.items()}, theta)
 
 

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from popcosmos_lib import parameters, transport
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.checkpoint import Checkpoint
+from popcosmos_lib.population import inside
 
 __all__ = ["match"]
 
 _ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
+_MATTERS = 0.2  # of the largest first gradient of a line: one with less moves less, where Adam would move it on noise alone
 _LEAST = 0.02  # fraction of a start's galaxies that must pass the selection
 
 
@@ -35,8 +37,10 @@ class _Mock:
         self.draws = forward.draws(self.size, generator)
 
     def observe(self, population, forward, rows):
+        """Galaxies and their photometry; what ``Population.sample`` would replace, a mass out of bounds, counts as not selected."""
         theta = population.from_base(self.base[rows])
-        return theta, forward(theta, type(self.draws)(*(d[rows] for d in self.draws)))
+        seen = forward(theta, type(self.draws)(*(d[rows] for d in self.draws)))
+        return theta, seen._replace(selected=seen.selected & inside(theta.detach()))
 
     @torch.no_grad()
     def whole(self, population, forward):
@@ -52,7 +56,7 @@ class _Mock:
 
 
 def match(
-    population, forward, loss, held, *, generator, checkpoint=None, iterations=100, batch=1024, lr=1e-4, inside=0.2, corrections=False,
+    population, forward, loss, held, *, generator, checkpoint=None, iterations=100, batch=1024, lr=1e-4, charge=0.2, corrections=False,
     lr_zero_point=2e-3, lr_lines=2e-2, more=1.25, every=10, patience=8,
 ):  # fmt: skip
     """Move a population, and where asked its corrections, until its mock photometry lies on a catalogue's.
@@ -73,7 +77,7 @@ def match(
         Written every ``every`` steps; a run that finds one goes on from it and ends at the same weights, bit by bit.
     iterations, batch, lr : int, int, float
         Adam steps, galaxies a step (all, where there are fewer) and rate of the weights; all rates fall to zero as a cosine.
-    inside : float
+    charge : float
         Weight of ``ForwardModel.leak``.
     corrections : bool
         Learn zero points and line strengths as well, at rates ``lr_zero_point`` and ``lr_lines`` (a step of Adam is about its rate).
@@ -129,7 +133,7 @@ def match(
         apart = ruler.parts(magnitude)
         z = parameters.column(theta, "z")
         values = {
-            "step": step, "training": training, "loss": float(judge(magnitude)) + inside * missed, "magnitudes": float(apart[0]),
+            "step": step, "training": training, "loss": float(judge(magnitude)) + charge * missed, "magnitudes": float(apart[0]),
             "colours": float(apart[1]), "mean_z": float(z.mean()), "sd_z": float(z.std()), "selected": selected,
             "mean": theta.mean(0).tolist(), "sd": theta.std(0).tolist(), "log_zero_point": learned[0].tolist(),
             "line_scale": learned[1].tolist(),
@@ -153,9 +157,11 @@ def match(
         if _stale(history["loss"]) >= patience:
             break
         optimiser.zero_grad(set_to_none=True)
-        value = _backward(population, forward, loss, mock, min(batch, mock.n), inside, generator)
+        value = _backward(population, forward, loss, mock, min(batch, mock.n), charge, generator)
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {step}: lower the rate lr")
+        if step == 1 and corrections:
+            optimiser.param_groups[2]["eps"] = _MATTERS * float(learned[1].grad.abs().max())
         for group in optimiser.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * (step - 1) / iterations))
         optimiser.step()
@@ -172,20 +178,22 @@ def match(
     return population.eval().requires_grad_(False), tuple(x.detach() for x in learned), history
 
 
-def _backward(population, forward, loss, mock, batch, inside, generator):
+def _backward(population, forward, loss, mock, batch, charge, generator):
     """Gradients of a batch of base draws, or of all of them in their one order, trimmed to as many galaxies as a batch of the catalogue.
 
-    The charge for leaking acts on the galaxies alone: lines in the band of the selection could pay it too, and would.
+    Brightness and leaking move the galaxies alone: zero points and lines would otherwise make up for a population, or a sample, that is too
+    bright by chance, since magnitudes scatter by more than one and colours by a few tenths. They learn from the colours.
     """
     count = math.ceil(batch * mock.size / mock.n)
     rows = torch.arange(mock.size)
     if count < mock.size:
         rows = torch.randperm(mock.size, generator=generator, device=generator.device)[:count]
     theta, seen = mock.observe(population, forward, rows)
-    value, charge = loss(asinh_magnitude(seen.flux[seen.selected][:batch]), generator), inside * forward.leak(seen)
-    pull = torch.autograd.grad(charge, theta, retain_graph=True)[0]
-    torch.autograd.backward([value, theta], [None, pull])
-    return float(value + charge)
+    brightness, colours = loss.parts(asinh_magnitude(seen.flux[seen.selected][:batch]), generator)
+    brightness = brightness + charge * forward.leak(seen)
+    pull = torch.autograd.grad(brightness, theta, retain_graph=True)[0]
+    torch.autograd.backward([colours, theta], [None, pull])
+    return float((brightness + colours).detach())
 
 
 def _stale(losses):

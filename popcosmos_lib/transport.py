@@ -17,6 +17,7 @@ __all__ = ["DISTANCES", "Features", "Transport", "sinkhorn", "sliced_wasserstein
 
 _CUT = 5.0  # standard deviations
 _MATRIX = 2048  # galaxies of either cloud in a Sinkhorn divergence, whose cost is a matrix
+_RICHER = 4  # galaxies of the catalogue for each one of the mock in a sliced distance
 
 
 class Features:
@@ -134,11 +135,13 @@ class Transport:
 
     def parts(self, magnitude, generator=None):
         """Distances of the magnitudes and of the colours of a mock, two Tensors of shape (); arguments as for the call."""
-        mock, data = self.features(magnitude), self.cloud
-        if self.distance == "sinkhorn":
-            mock = mock[:_MATRIX]
-            rows = torch.arange(len(data)) if generator is None else torch.randperm(len(data), generator=generator, device=generator.device)
-            data = data[rows[: len(mock)].to(data.device)]
+        mock = self.features(magnitude)
+        mock = mock[:_MATRIX] if self.distance == "sinkhorn" else mock
+        wanted = len(mock) * (1 if self.distance == "sinkhorn" else _RICHER)
+        data = self.cloud[:wanted]
+        if generator is not None and wanted < len(self.cloud):
+            rows = torch.randperm(len(self.cloud), generator=generator, device=generator.device)[:wanted]
+            data = self.cloud[rows.to(self.cloud.device)]
         n, measure = magnitude.shape[-1], DISTANCES[self.distance]
         return tuple(measure(mock[:, side], data[:, side], generator=generator) for side in (slice(n), slice(n, None)))
 
@@ -150,7 +153,8 @@ class Transport:
         magnitude : Tensor of shape (m, bands)
             asinh magnitudes of the selected mock galaxies; differentiable.
         generator : torch.Generator, optional
-            Directions of projection and, for Sinkhorn, galaxies of the catalogue; by default the same every time.
+            Directions of projection and, where the catalogue is much larger than the mock, which of its galaxies; by default the same
+            every time.
 
         Returns
         -------

@@ -1,27 +1,12 @@
-"""Calibration: losses in closed form, what they move, what a kill costs, corrections recovered, ensembles, and p(theta) from p(theta | r < 25)."""
+"""Calibration: losses in closed form, what they move, what a kill costs, corrections, ensembles, and p(theta) from p(theta | r < 25)."""
 
-import math
 import sys
 import types
 
 import pytest
 import torch
-from torch import nn
 
-from popcosmos_lib import (
-    calibration,
-    catalog,
-    emulator,
-    filters,
-    lines,
-    matching,
-    parameters,
-    population,
-    summaries,
-    survey,
-    transport,
-    universe,
-)
+from popcosmos_lib import calibration, emulator, filters, likelihood, lines, parameters, population, summaries, survey, transport, universe
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.checkpoint import Checkpoint
 
@@ -62,13 +47,13 @@ def sky(forward, galaxies):
 
 @pytest.fixture(scope="module")
 def bright(galaxies):
-    """A start that is 0.3 dex too massive."""
+    """A start that is 0.6 dex too massive."""
     shifted = galaxies.clone()
-    shifted[:, 0] = (shifted[:, 0] + 0.3).clamp_max(12.9)
+    shifted[:, 0] = (shifted[:, 0] + 0.6).clamp_max(12.9)
     return population.Population.fit(shifted, generator=torch.Generator().manual_seed(2), steps=300, batch=256, width=32)[0]
 
 
-QUICK = {"iterations": 25, "batch": 256, "lr": 2e-3, "every": 5}
+QUICK = {"iterations": 20, "batch": 256, "lr": 1e-3, "every": 4}
 
 
 # Losses
@@ -85,11 +70,11 @@ def test_transport_of_a_shift_is_the_shift():
 
 
 def test_loss_of_the_catalogue_itself_is_zero_and_has_a_gradient_elsewhere(sky):
-    magnitude = asinh_magnitude(sky.flux)
+    magnitude = asinh_magnitude(sky.flux[:200])
     for loss in (transport.Transport(magnitude), summaries.Summaries(magnitude), transport.Transport(magnitude, "sinkhorn")):
         moved = (magnitude + 0.1).requires_grad_()
         assert float(loss(magnitude)) < 2e-3
-        assert float(loss(moved)) > 10 * float(loss(magnitude))
+        assert loss(moved) > 10 * loss(magnitude)
         gradient = torch.autograd.grad(loss(moved), moved)[0]
         assert gradient.isfinite().all() and gradient.sum() > 0, "brighter again"
 
@@ -128,7 +113,8 @@ def test_a_calibration_moves_the_mock_onto_the_catalogue(options, forward, sky, 
     before = {name: value.clone() for name, value in bright.state_dict().items()}
     made = calibration.calibrate(sky, forward=forward, start=bright, generator=rng, **options, **QUICK)
     history = made.history
-    assert min(history["loss"]) < 0.8 * history["loss"][0] and min(history["magnitudes"]) < 0.8 * history["magnitudes"][0]
+    best = min(range(6), key=history["loss"].__getitem__)
+    assert best > 0 and history["magnitudes"][best] < 0.8 * history["magnitudes"][0]
     assert {len(values) for values in history.values()} == {6} and len(history["mean"][0]) == 16 and len(history["line_scale"][0]) == 44
     assert not any(p.requires_grad for p in made.population.parameters())
     assert all(torch.equal(value, before[name]) for name, value in bright.state_dict().items()), "the start is left alone"
@@ -236,6 +222,41 @@ def test_line_strengths_add_what_the_lines_emit(shipped, galaxies):
     assert (change - expected).abs().max() < 1e-5 * shipped.flux(theta).max() and (change <= 1e-6).all()
 
 
+class Lined(Colours):
+    """The same with 44 Gaussian lines, of which H alpha and [O III] are strong, that move through the bands with redshift."""
+
+    WAVE = filters.load(filters.COSMOS26).effective
+
+    def line_flux(self, theta):
+        wave = torch.tensor(lines.CALIBRATED).to(theta)[:, None] * (1 + parameters.column(theta, "z"))[:, None, None]
+        inside = torch.exp(-0.5 * ((wave / self.WAVE.to(theta) - 1) / 0.04) ** 2)
+        strength = torch.full((44, 1), 0.01)
+        strength[HALPHA], strength[OIII] = 1.0, 1.0
+        return likelihood.model_flux(self.magnitudes(theta))[:, None] * strength.to(theta) * inside
+
+
+HALPHA, OIII = (lines.CALIBRATED.index(wave) for wave in (6564.60, 5008.24))
+
+
+def test_injected_zero_points_and_lines_are_found(bright):
+    """From the true population: offsets of 0.03 in three bands to 0.01, strengths of two lines in sign and to a third."""
+    generator = torch.Generator().manual_seed(4)
+    forward = population.ForwardModel(Lined(), survey.truth(), selection="r<30")
+    offset, scale = torch.zeros(26), torch.zeros(44)
+    bands = [filters.SHORT.index(band) for band in ("g", "J", "IA679")]
+    offset[bands] = torch.tensor([0.03, -0.03, 0.03])
+    scale[HALPHA], scale[OIII] = -0.3, 0.2
+    with torch.no_grad():
+        theta = bright.sample(16_000, generator)
+        sky = forward.corrected(offset, scale)(theta, forward.draws(16_000, generator))
+    options = {"iterations": 60, "batch": 1024, "lr": 1e-5, "charge": 0.0, "lr_zero_point": 3e-3, "lr_lines": 3e-2, "corrections": True}
+    made = calibration.calibrate(sky, objective="transport", forward=forward, start=bright, generator=generator, **options)
+    assert (made.log_zero_point - offset)[bands].abs().max() < 0.01 and made.log_zero_point[filters.SHORT.index("r")] == 0
+    assert (made.log_zero_point - offset).abs().max() < 0.015
+    assert -0.4 < made.line_scale[HALPHA] < -0.2 and 0.13 < made.line_scale[OIII] < 0.27
+    assert not forward.log_zero_point.any(), "the forward model is left alone"
+
+
 # Posterior draws, ensembles
 
 
@@ -331,7 +352,7 @@ def test_unselected_recovers_the_galaxies_before_the_cut(galaxies):
     forward = population.ForwardModel(Colours(), survey.truth(), selection="r<25")
     r = filters.SHORT.index("r")
     theta = galaxies[0].expand(60_000, 16).clone()
-    theta[:, 0] += 2 * torch.rand(len(theta), generator=rng) - Colours().magnitudes(galaxies[:1])[0, r].neg().add(25).mul(0.4) - 1.0
+    theta[:, 0] += 0.4 * (Colours().magnitudes(galaxies[:1])[0, r] - 25) + 2 * torch.rand(len(theta), generator=rng) - 1  # about the limit
     with torch.no_grad():
         true = forward.flux(theta)[:, r]
         kept = theta[forward(theta, forward.draws(len(theta), rng)).selected]
@@ -339,7 +360,7 @@ def test_unselected_recovers_the_galaxies_before_the_cut(galaxies):
     made = calibration.unselected(Selected(kept), forward, 40_000, rng)
     with torch.no_grad():
         seen = forward.flux(made.theta)[:, r]
-    edges = limit * torch.tensor([0.93, 0.97, 1.0, 1.03, 1.1, 1.3])
+    edges = limit * torch.tensor([0.96, 0.98, 1.0, 1.03, 1.1, 1.3])
     wanted = torch.histogram(true, edges).hist / len(kept)
     weighted = torch.histogram(seen, edges, weight=made.weight).hist / len(made.theta)
     plain = torch.histogram(seen, edges).hist / len(made.theta)
