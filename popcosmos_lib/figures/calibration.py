@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "history", "marginals", "redshifts", "solvers"]
+__all__ = ["closure", "corner", "history", "marginals", "redshifts", "solvers"]
 
 _TRUTH, _START, _MODEL, _BROAD = "0.75", figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
 
@@ -208,4 +208,52 @@ def solvers(rows):
     axes[1].set_ylabel(r"rms error of $\ln p$ [nat]")
     handles = [Line2D([], [], color="k", lw=1, ls="-", marker="o"), Line2D([], [], color="k", lw=1, ls="--", marker="o", mfc="w")]
     fig.legend(handles, ["variance exploding", "variance preserving"], ncols=2, loc="outside upper center")
+    return fig
+
+
+_MODELS = (
+    (0, "s"),
+    (4, "^"),
+    (3, "D"),
+    (2, "v"),
+    (7, "x"),
+)  # place in COLOURS, marker; the last model is vermilion
+
+
+def closure(bars, scores):
+    """Every test of closure: scores of the models, with bar, goal and sampling floor.
+
+    Parameters
+    ----------
+    bars : sequence
+        ``closure.BARS``: ``name``, ``scores`` (key -> label), ``bar``, ``goal``, ``unit``, ``perfect``.
+    scores : dict of str to dict
+        Model -> scores by key; the last one is the calibrated model. ``floor`` is what two samples of one sky show.
+
+    Returns
+    -------
+    Figure
+        Double width. Left, tests with a bar, in its units; right, distances that are reported.
+    """
+    judged = [(bar, key) for bar in bars if np.isfinite(bar.bar) for key in bar.scores]
+    reported = [(bar, key) for bar in bars if not np.isfinite(bar.bar) for key in bar.scores]
+    fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 4.6), width_ratios=[1.25, 1])
+    for axis, rows in zip(axes, (judged, reported), strict=True):
+        scale = lambda bar, value: max(abs(value) - bar.perfect, 0) / (bar.bar - bar.perfect if np.isfinite(bar.bar) else 1)  # noqa: E731
+        floors = [scale(bar, scores["floor"].get(key, np.nan)) for bar, key in rows]
+        axis.barh(range(len(rows)), floors, 0.8, color="0.85", label="two samples of one sky")
+        axis.scatter([scale(bar, bar.goal) for bar, _ in rows], range(len(rows)), 60, color="k", marker="|", lw=0.9, label="goal")
+        models = [name for name in scores if name != "floor"]
+        for name, (colour, marker) in zip(models, [*_MODELS[: len(models) - 1], (1, "o")], strict=True):
+            places = [scale(bar, scores[name].get(key, np.nan)) for bar, key in rows]
+            axis.plot(places, range(len(rows)), marker, color=figures.COLOURS[colour], ms=4, label=name)
+        labels = [bar.scores[key] + (rf" $\leq$ {bar.bar:g}" if np.isfinite(bar.bar) else "") for bar, key in rows]
+        axis.set_yticks(range(len(rows)), labels)
+        axis.tick_params(axis="y", which="both", length=0)
+        axis.set(ylim=(len(rows) - 0.4, -0.6), xscale="log")
+        axis.grid(axis="y", lw=0.3)
+    axes[0].axvline(1, color="k", lw=0.8)
+    axes[0].set(xlabel="distance from perfect, in units of the bar", xlim=(0.02, None))
+    axes[1].set(xlabel="KS distance from the truth", xlim=(0.003, 1))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig

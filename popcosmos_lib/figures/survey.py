@@ -27,13 +27,15 @@ def _levels(counts, fractions):
     return sorted({ordered[np.searchsorted(enclosed, f)] for f in fractions})
 
 
-def uncertainties(panels):
+def uncertainties(panels, names=("mock catalogue (truth)", "learned model")):
     """Distribution of flux errors against magnitude in the catalogue and in the learned model.
 
     Parameters
     ----------
     panels : dict of str to ((magnitude, log_sigma), (magnitude, log_sigma))
         Band -> catalogue and model, each two arrays of shape (n,): observed AB asinh magnitude and log10 of the flux error [µJy].
+    names : (str, str)
+        What the two are, for the legend.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def uncertainties(panels):
     fig.supxlabel("observed asinh magnitude [AB mag]", fontsize=8)
     fig.supylabel(r"$\log_{10}\,\sigma$ [µJy]", fontsize=8)
     keys = [Patch(color="0.6"), Line2D([], [], color=_MODEL)]
-    fig.legend(keys, ["mock catalogue (truth)", "learned model, 68 and 95 %"], loc="outside upper center", ncols=2)
+    fig.legend(keys, [names[0], f"{names[1]}, 68 and 95 %"], loc="outside upper center", ncols=2)
     return fig
 
 

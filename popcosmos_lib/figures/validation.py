@@ -8,7 +8,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from popcosmos_lib import figures
 
-__all__ = ["colour_colour", "components", "extrapolation", "information", "marginals", "pipeline", "redshifts"]
+__all__ = ["components", "contours", "extrapolation", "information", "marginals", "parameters", "pipeline", "redshifts"]
 
 _TRUTH, _MODEL, _START = "0.75", figures.COLOURS[1], figures.COLOURS[0]
 
@@ -67,13 +67,13 @@ def _contours(axis, x, y, levels, bins, span, **style):
     axis.contour((xs[1:] + xs[:-1]) / 2, (ys[1:] + ys[:-1]) / 2, counts.T, heights, **style)
 
 
-def colour_colour(panels, levels=(0.68, 0.95)):
-    """Two-dimensional distributions of colours, as contours that enclose the given fractions.
+def contours(panels, levels=(0.68, 0.95)):
+    """Two-dimensional distributions of magnitudes and colours, as contours that enclose the given fractions.
 
     Parameters
     ----------
     panels : list of (label_x, label_y, truth, model)
-        Labels, and two arrays of shape (n, 2) [mag]; six panels.
+        Labels, and two arrays of shape (n, 2) [mag]; three panels a row.
     levels : tuple of float
         Enclosed fractions.
 
@@ -82,19 +82,20 @@ def colour_colour(panels, levels=(0.68, 0.95)):
     Figure
         Double width.
     """
-    fig, axes = plt.subplots(2, 3, figsize=(figures.DOUBLE, 4.4))
+    rows = len(panels) // 3
+    fig, axes = plt.subplots(rows, 3, figsize=(figures.DOUBLE, 2.0 * rows + 0.4))
     for axis, (label_x, label_y, truth, model) in zip(axes.flat, panels, strict=True):
         span = np.percentile(truth, [0.5, 99.5], axis=0).T + np.array([-0.15, 0.15])
         _contours(axis, *truth.T, levels, 36, span, colors="0.35", linewidths=1.6, linestyles=["-", "-"])
         _contours(axis, *model.T, levels, 36, span, colors=_MODEL, linewidths=1.0)
-        axis.set(xlabel=label_x, ylabel=label_y, xlim=span[0], ylim=span[1])
+        axis.set(xlabel=f"{label_x} [mag]", ylabel=f"{label_y} [mag]", xlim=span[0], ylim=span[1])
     lines = [Line2D([], [], color="0.35", lw=1.6), Line2D([], [], color=_MODEL, lw=1.0)]
     named = " and ".join(f"{level:.0%}" for level in levels)
     fig.legend(lines, [f"mock sky, held out ({named})", "calibrated model"], loc="outside upper center", ncols=2)
     return fig
 
 
-def components(variance, vectors, labels, p, pp, qq, band):
+def components(variance, vectors, labels, p, curves):
     """Principal components of the colours: scree, vectors, and how far the model's distribution along each is from the sky's.
 
     Parameters
@@ -107,18 +108,18 @@ def components(variance, vectors, labels, p, pp, qq, band):
         Names of the m colours.
     p : ndarray of shape (q,)
         Probabilities.
-    pp, qq : ndarray of shape (c, q)
-        Model distribution at the sky's quantiles minus p; model quantile minus the sky's [mag].
-    band : ndarray of shape (q,)
-        95 % sampling range of ``pp`` for two equal distributions.
+    curves : dict of str to (pp, pp_range, qq, qq_range)
+        One entry for each of the c vectors, title -> arrays of shape (q,): model distribution at the sky's quantiles minus p, model
+        quantile minus the sky's [mag], each with the half width of what two samples of one sky show.
 
     Returns
     -------
     Figure
         Double width.
     """
-    fig, axes = plt.subplots(2, 2, figsize=(figures.DOUBLE, 4.6), width_ratios=[1, 1.25])
-    (scree, loads), (percent, quantile) = axes
+    fig = plt.figure(figsize=(figures.DOUBLE, 5.4))
+    top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.15])
+    scree, loads = top.subplots(1, 2, width_ratios=[1, 1.5])
     scree.plot(np.arange(1, len(variance) + 1), 100 * variance, "o-", color=figures.COLOURS[0])
     scree.set(xlabel="component", ylabel="cumulative variance [%]", ylim=(0, 105))
     scree.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
@@ -127,24 +128,57 @@ def components(variance, vectors, labels, p, pp, qq, band):
     loads.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
     loads.set_yticks(range(len(vectors)), [f"PC{i + 1}" for i in range(len(vectors))])
     loads.tick_params(which="both", length=0)
-    fig.colorbar(image, ax=loads, label="weight in vector")
-    percent.fill_between(p, -band, band, color="0.85", label="95 % sampling range")
-    percent.plot(p, band, color="0.6", lw=0.5)
-    percent.plot(p, -band, color="0.6", lw=0.5)
-    for i, (a, b) in enumerate(zip(pp, qq, strict=True)):
-        style = {"color": figures.COLOURS[i if i < 6 else 7], "ls": ["-", "--"][i % 2], "lw": 1.0}
-        percent.plot(p, a, **style)
-        quantile.plot(p, b, label=f"PC{i + 1}", **style)
-    percent.axhline(0, color="k", lw=0.5)
-    quantile.axhline(0, color="k", lw=0.5)
-    percent.set(xlabel="probability in the mock sky", ylabel="model probability $-$ p", xlim=(0, 1))
-    reach = 1.1 * max(np.abs(percent.get_ylim()).max(), 1.3 * band.max())
-    percent.set_ylim(-1.25 * reach, reach)
-    percent.legend(loc="lower right")
-    quantile.set(xlabel="probability", ylabel="model quantile $-$ sky quantile [mag]", xlim=(0, 1))
-    low, high = quantile.get_ylim()
-    quantile.set_ylim(low, high + 0.35 * (high - low))
-    quantile.legend(ncols=3, loc="upper center")
+    top.colorbar(image, ax=loads, label="weight in vector")
+    axes = bottom.subplots(2, len(curves), sharex=True, sharey="row")
+    for column, (title, parts) in zip(axes.T, curves.items(), strict=True):
+        column[0].set_title(title)
+        for axis, curve, half in zip(column, parts[::2], parts[1::2], strict=True):
+            axis.fill_between(p, -half, half, color="0.85", lw=0)
+            axis.axhline(0, color="k", lw=0.4)
+            axis.plot(p, curve, color=_MODEL, lw=0.9)
+        column[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+    reach = 1.15 * max(max(np.abs(pp).max(), half.max()) for pp, half, *_ in curves.values())
+    axes[0, 0].set(ylim=(-reach, reach), ylabel="PP: probability $-$ p")
+    # the last quantiles of a heavy tail would hide the rest
+    reach = 1.15 * np.percentile(np.abs([qq for *_, qq, _ in curves.values()]), 99)
+    axes[1, 0].set(ylim=(-reach, reach), ylabel="QQ: model $-$ sky [mag]")
+    bottom.supxlabel("probability p in the mock sky", fontsize=8)
+    handles = [Line2D([], [], color=_MODEL), Patch(color="0.85")]
+    bottom.legend(handles, ["calibrated model", "95 % of what two samples of one sky show"], ncols=2, loc="outside upper center")
+    return fig
+
+
+def parameters(truth, prior, model, labels, width, constrained):
+    """The 16 parameters in truth, prior and calibrated model; those that photometry leaves to the prior stand on a tinted ground.
+
+    Parameters
+    ----------
+    truth, prior, model : ndarray of shape (n, 16)
+        Galaxies that pass one selection: of the sky, of the prior, of the calibrated model.
+    labels : list of str
+        Axis labels.
+    width : ndarray of shape (16,)
+        Posterior over prior width, see ``closure.widths``.
+    constrained : float
+        Width below which data decide.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(4, 4, figsize=(figures.DOUBLE, 6.0))
+    for i, (axis, label) in enumerate(zip(axes.flat, labels, strict=True)):
+        edges = np.linspace(*np.percentile(np.concatenate([truth[:, i], model[:, i]]), [0.3, 99.7]), 40)
+        _histograms(axis, edges, truth[:, i], model[:, i], prior[:, i])
+        axis.set_facecolor("w" if width[i] < constrained else "#fdf1d8")
+        axis.set_title(f"width {width[i]:.2f}" + ("" if width[i] < constrained else ", prior"), fontsize=7, loc="right", pad=2)
+        top = 1.12 * max(np.histogram(values[:, i], edges, density=True)[0].max() for values in (truth, model))
+        axis.set(xlabel=label, yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, top))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density")
+    _legend(fig, {"truth": "truth, held out", "start": "prior, as selected", "model": "calibrated model"})
     return fig
 
 

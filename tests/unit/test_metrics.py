@@ -66,3 +66,15 @@ def test_classifier_finds_a_difference_that_no_marginal_shows():
     rotated = torch.stack([y[:, 0], 0.9 * y[:, 0] + math.sqrt(1 - 0.81) * y[:, 1]], -1)
     assert metrics.c2st(x, y, generator=g) == pytest.approx(0.5, abs=0.05)
     assert metrics.c2st(x, rotated, generator=g) > 0.65
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.1])
+def test_classifier_comes_near_the_best_there_is(shift):
+    """26 magnitudes that share their brightness, one of them shifted: the best accuracy is Phi(half the Mahalanobis distance)."""
+    g, scatter = torch.Generator().manual_seed(6), 0.05
+    x, y = (2 * normal(3000, 1, seed=s) + scatter * normal(3000, 26, seed=s + 1) for s in (10, 20))
+    y[:, 3] += shift
+    covariance = scatter**2 * torch.eye(26, dtype=torch.float64) + 4
+    step = shift * torch.eye(26, dtype=torch.float64)[3]
+    best = 0.5 * (1 + math.erf(float(step @ torch.linalg.solve(covariance, step)) ** 0.5 / math.sqrt(8)))
+    assert metrics.c2st(x, y, generator=g) == pytest.approx(best, abs=0.035)
