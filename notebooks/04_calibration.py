@@ -7,47 +7,50 @@
 # ---
 
 # %% [markdown]
-# # A galaxy population learned from photometry alone
+# # A population learned from photometry alone: posteriors of galaxies, pooled, and a diffusion model of them
 #
-# A diffusion model of the 16 parameters, started from fits of each galaxy and moved until its simulated catalogue lies on the observed
-# one, recovers the redshift distribution of galaxies it never saw. It models p(θ | r < 25): galaxies in the catalogue, not all there are.
+# The density of 16 parameters whose mock photometry is that of a catalogue. Three ways to find it are run on the same galaxies: transport
+# of the photometry (Alsing+24), its summary statistics (Thorp+25), and ours, expectation-maximisation on the posterior of every galaxy.
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock`, `uncertainty` (03) | `map_fits`, `posterior_draws` | Alsing+24 §4.1 |
-# | `emulator` (02) | `population_start`, `population_posterior`, `population` | Alsing+24 §3.2, §4; Thorp+25 §3.3, §3.5 |
-# | | `figures/calibration_{solvers,history,redshifts,marginals,corner}` | Thorp+25 figs 10, 34 |
+# | `mock`, `uncertainty` (03) | `population_start`, `calibration_{posterior,broad,transport,summaries}` | Alsing+24 §4; Thorp+25 §3.5 |
+# | `emulator` (02) | `population`, `population_ensemble` | Alsing+24 §3.2; Thorp+25 §3.3 |
+# | | `figures/calibration_{solvers,history,learning,redshifts,starts,corner}` | Thorp+25 figs 10, 34 |
 
 # %% tags=["parameters"]
 profile: str = "fast"         # smoke, fast or full
 seed: int = 4                 # random seed
-n_fits: int = 6_000           # galaxies of the catalogue that are fitted one by one
+weights: str = "published"    # emulator of notebook 02: published or trained
+catalogue: str = "mock"       # mock, or the path of a COSMOS2020 table (FITS, Parquet, CSV)
+objective: str = "posterior"  # what makes the population that goes on: posterior, transport or summaries
+corrections: bool = False     # learn zero points and line strengths as well; the mock has none
+floor: float = 0.02           # fractional error of the model flux, beside the emulator's
+n_galaxies: int = 6_000       # galaxies of the catalogue whose posteriors are drawn
+n_second: int = 2_000         # the same from the second start
+iterations: int = 5           # of expectation-maximisation
+n_mocks: int = 20_000         # mock galaxies an iteration, on which the proposal is trained
+n_steps: int = 8_000          # training steps of the density of the draws
+polish: int = 50              # steps of transport at the end
+n_fits: int = 3_000           # galaxies fitted one by one, where transport and summaries start
 n_starts: int = 2             # redshift modes followed in each fit
 fit_steps: int = 250          # largest number of steps of a fit
 n_library: int = 50_000       # model galaxies that supply the starts
-floor: float = 0.02           # fractional error of the model flux, beside the emulator's
-trajectories: int = 50        # Hamiltonian trajectories per galaxy
-n_draws: int = 4              # posterior draws kept per galaxy
-n_start_steps: int = 4_000    # training steps of the density of the fits
-n_steps: int = 8_000          # training steps of the density of the posterior draws
-objective: str = "sliced"     # distance in the transport stage: sliced or sinkhorn
-iterations: int = 60          # transport steps
-batch: int = 1_024            # mock galaxies per transport step
-lr: float = 1.0e-4            # rate of the transport stage
-inside: float = 0.2           # weight, in its loss, of keeping galaxies inside the selection
+n_start_steps: int = 3_000    # training steps of the density of the fits
+match_steps: int = 100        # steps of transport; summaries take 120, as in the paper
+n_members: int = 4            # populations of the ensemble
+member_steps: int = 4_000     # training steps of each
 n_score: int = 20_000         # mock galaxies scored
-min_gain: float = 3.0         # sliced W2 of the broad prior over that of the calibrated model, at least
-max_mean_z: float = 0.05      # |mean z - truth| / (1 + z)
-max_bin_z: float = 0.06       # the same in the worst quartile of r - i
-max_ks: float = 0.05          # KS distance of n(z) from the truth; two halves of the mock differ by about 0.02
+slack: float = 2.0            # factor on the bars of closure.BARS, which are for full
 max_unconverged: float = 0.02  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
 max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the latent
 
 # %% tags=["setup"]
 import torch
 
-from popcosmos_lib import calibration, emulator, filters, likelihood, parameters, population, priors, run, survey, tables
+from popcosmos_lib import calibration, catalog, closure, emulator, likelihood, parameters, population, priors, run, survey, tables
 from popcosmos_lib.figures import calibration as draw
+from popcosmos_lib.figures import validation
 
 this = run.start("04_calibration", profile=profile, seed=seed)
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,22 +58,23 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 # %% [markdown]
 # ## The catalogue
 #
-# The half of the r < 25 mock marked `train` is the catalogue: observed fluxes and errors, nothing else. The true parameters of the other
-# half score the result.
+# Galaxies with r < 25: observed fluxes and errors, nothing else. Half of them calibrate; the true parameters of the other half, which a
+# mock has and a sky has not, score the result. `catalogue` takes an official COSMOS2020 file instead: fluxes are corrected for extinction and
+# zero points, flagged objects and stars left out (`catalog.read`).
 
 # %%
-mock, trained, errors = this.read("mock"), this.read("emulator"), this.read("uncertainty")
-table = mock.data[mock.data["select_r25"]]
-train = torch.as_tensor(table["train"].data)
+mock, trained, errors = this.read("mock"), this.read("emulator", weights), this.read("uncertainty")
+path = mock.path if catalogue == "mock" else this.file(catalogue)
+sky = catalog.read(path)
+sky = sky[sky.clean & survey.select(sky.flux, population.SELECTION)]
+known = set(parameters.NAMES) <= set(sky.table.colnames)
 
-
-def columns(names):
-    return torch.stack([torch.as_tensor(table[name].data) for name in names], -1).float().to(device)
-
-
-flux, flux_err = (columns([f"{kind}_{band}" for band in filters.SHORT]) for kind in ("flux", "flux_err"))
-theta = columns(parameters.NAMES)
-catalogue, fitted = flux[train], (flux[train][:n_fits], flux_err[train][:n_fits])
+# %%
+half = torch.rand(len(sky), generator=this.generator("half")) < 0.5
+train = torch.as_tensor(sky.table["train"].data) if "train" in sky.table.colnames else half
+theta = torch.stack([torch.as_tensor(sky.table[name].data) for name in parameters.NAMES], -1).float() if known else None
+sample, held = sky[train], sky[~train]
+truth = theta[~train] if known else None
 
 # %% [markdown]
 # ## The forward model
@@ -78,79 +82,56 @@ catalogue, fitted = flux[train], (flux[train][:n_fits], flux_err[train][:n_fits]
 # θ → emulator → learned flux errors → Student-t noise → r < 25.
 
 # %%
-net = emulator.load(profile=profile).to(device)
+net = emulator.restore(trained).to(device)
 data_model = survey.load(profile)
 data_model.uncertainty.to(device)
 forward = population.ForwardModel(net, data_model)
 
 # %% [markdown]
-# ## (a) Fit every galaxy
+# ## Where to start
 #
-# Maximum-posterior fits under the Prospector-like prior, to convergence: a poor start is not repaired later (Alsing+24 sect. 4.1).
+# The papers fit every galaxy under a Prospector-like prior and learn the density of the most probable points, fitted to convergence: a poor
+# start is not repaired later (Alsing+24 sect. 4.1).
 
 # %%
 prior = priors.Prospector()
-options = {"n_starts": n_starts, "steps": fit_steps, "floor": floor, "n_library": n_library}
-fits = this.artefact(
-    "map_fits",
-    lambda: likelihood.maximum_posterior(*fitted, prior, net, this.generator("fits"), **options)._asdict(),
-    parameters={"n_fits": n_fits, **options},
-    inputs=[mock, trained],
-)
+library = {"n_starts": n_starts, "steps": fit_steps, "floor": floor, "n_library": n_library}
+
+
+def fitted():
+    photometry = sample.flux[:n_fits].to(device), sample.flux_err[:n_fits].to(device)
+    return likelihood.maximum_posterior(*photometry, prior, net, this.generator("fits"), **library)._asdict()
+
+
+fits = this.artefact("map_fits", fitted, version=2, parameters={"n": n_fits, "path": path.name, **library}, inputs=[mock, trained])
 best = {name: value.to(device) for name, value in fits.data.items()}
 converged = best["converged"].bool()
-
-# %% tags=["nbval-check-output"]
-this.report(
-    galaxies_fitted=len(converged),
-    converged=f"more than {1 - max_unconverged:.0%}: {bool(converged.float().mean() > 1 - max_unconverged)}",
-)
 
 # %%
 assert converged.float().mean() > 1 - max_unconverged, "too many fits stopped short: raise the steps of maximum_posterior"
 
 # %% [markdown]
-# ## (b) Learn a density: variance-exploding diffusion
-#
-# Points are noised, $x_\sigma = x + \sigma\epsilon$ with σ from 0.01 to 10, and a 4 × 128 network learns to undo it. The probability-flow
-# ODE $dx/d\sigma = (x - D(x,\sigma))/\sigma$ then carries unit-normal base noise to galaxies, and back. First the density of the fits
-# themselves, the start of the papers.
+# The density of a cloud of points is learned by variance-exploding diffusion: points are noised, $x_\sigma = x + \sigma\epsilon$ with σ
+# from 0.01 to 10, and a 4 × 128 network learns to undo it. The probability-flow ODE $dx/d\sigma = (x - D(x,\sigma))/\sigma$ then carries
+# unit-normal base noise to galaxies, and back.
 
 
 # %%
-def learn(points, label, steps):
-    inside = population.inside(points)
-    model, loss = population.Population.fit(points[inside], generator=this.generator(label), steps=steps)
-    return model.state_dict(), {"loss": loss[:: max(1, steps // 200)].tolist(), "points": int(inside.sum())}
+def learned():
+    points = best["theta"][population.inside(best["theta"])]
+    model, loss = population.Population.fit(points, generator=this.generator("start"), steps=n_start_steps)
+    return model.state_dict(), {"loss": loss[:: max(1, n_start_steps // 200)].tolist()}
 
 
-start = this.artefact(
-    "population_start", lambda: learn(best["theta"], "start", n_start_steps), parameters={"n_steps": n_start_steps}, inputs=[fits]
-)
+start = this.artefact("population_start", learned, version=2, parameters={"n_steps": n_start_steps}, inputs=[fits])
 
 # %% [markdown]
-# A most probable point is not a galaxy: a cloud of them is too narrow wherever photometry says little. Hamiltonian Monte Carlo from
-# each fit gives draws of each posterior; pooled over the catalogue they are one step of expectation-maximisation from the prior towards
-# the population. The density learned from them is the one that goes on.
+# Ours starts from galaxies that no fit has seen: draws of the prior whose mock photometry passes the selection. The broad prior, uniform in
+# all 16 parameters, is a second and very different start; where the two results differ, it is the start that speaks.
 
 # %%
-steps = {"trajectories": trajectories, "keep": n_draws, "floor": floor}
-draws = this.artefact(
-    "posterior_draws",
-    lambda: dict(
-        zip(
-            ("theta", "acceptance"),
-            calibration.posterior_draws(best["theta"], *fitted, emulator=net, prior=prior, generator=this.generator("draws"), **steps),
-            strict=True,
-        )
-    ),
-    parameters=steps,
-    inputs=[mock, trained, fits],
-)
-pooled = draws.data["theta"].flatten(0, 1).to(device)
-posterior = this.artefact(
-    "population_posterior", lambda: learn(pooled, "posterior", n_steps), parameters={"n_steps": n_steps}, inputs=[draws]
-)
+begin = {"posterior": prior.library, "broad": priors.Broad().sample}
+begin = {name: calibration.passing(forward, how, n_mocks, this.generator(f"{name} start")) for name, how in begin.items()}
 
 # %% [markdown]
 # ## How exactly is the ODE solved?
@@ -167,8 +148,9 @@ for row in solved["decode"]:
         this.report(**{row["solver"]: line})
 
 # %%
-best = min((row for row in solved["decode"] if row["evaluations"] == 16 and row["sde"] == "VE"), key=lambda row: row["rms"] + row["median"])
-assert best["solver"] == "adams", "the default solver must be the most exact at its cost"
+fair = [row for row in solved["decode"] if row["evaluations"] == 16 and row["sde"] == "VE"]
+exact = min(fair, key=lambda row: row["rms"] + row["median"])
+assert exact["solver"] == "adams", "the default solver must be the most exact at its cost"
 
 # %% tags=["figure"]
 this.savefig(draw.solvers(solved), "calibration_solvers")
@@ -180,128 +162,191 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # however fine the steps.
 
 # %% [markdown]
-# ## (c) Transport
+# ## Three calibrations
 #
-# With fixed base draws, the weights move so that the mock's 26 asinh magnitudes and 25 colours lie on the catalogue's. Steps are few
-# and small: in longer runs the photometric distance keeps falling while n(z) gets worse.
+# - **posterior**: draw every galaxy's posterior under the current population (an amortised proposal, exact importance weights, particles
+#   that persist), refit the density to the draws, repeat; then the diffusion model of the pooled draws, and a short transport.
+# - **transport**: fixed base draws; the weights move until the mock's 26 asinh magnitudes and 25 colours lie on the catalogue's.
+# - **summaries**: the same with means, standard deviations, correlations and 19 percentiles of 50 features.
+#
+# A third of the galaxies is held out of the last two, and the weights that do best on it are kept.
 
 # %%
-knobs = {"objective": objective, "iterations": iterations, "batch": batch, "lr": lr, "inside": inside}
+drawing = {"floor": floor, "iterations": iterations, "n_mocks": n_mocks, "steps": n_steps, "polish": polish}
+settings = {
+    "posterior": ("posterior", n_galaxies, drawing),
+    "broad": ("posterior", n_second, drawing),
+    "transport": ("transport", len(sample), {"iterations": match_steps}),
+    "summaries": ("summaries", len(sample), {}),
+}
 
 
-def transported():
-    model = population.Population.from_state(posterior.data).to(device)
-    history = calibration.calibrate(model, forward, catalogue, generator=this.generator("transport"), **knobs)
-    return model.state_dict(), history
+def about(name):
+    how, n, options = settings[name]
+    return {
+        "parameters": {"objective": how, "n": n, "corrections": corrections, "path": path.name, **options},
+        "inputs": [mock, trained, errors, start],
+    }
 
 
-final = this.artefact("population", transported, version=2, parameters=knobs, inputs=[mock, trained, errors, posterior])
+# %%
+def calibrated(name):
+    how, n, options = settings[name]
+    first = begin[name] if name in begin else population.Population.from_state(start.data).to(device)
+    kept = this.checkpoint(name, **about(name))
+    options = {"objective": how, "forward": forward, "start": first, "corrections": corrections, **options}
+    found = calibration.calibrate(sample[:n], generator=this.generator(name), checkpoint=kept, **options)
+    return found.state(), found.history
+
+
+made = {
+    "posterior": this.artefact("calibration_posterior", lambda: calibrated("posterior"), **about("posterior")),
+    "broad": this.artefact("calibration_broad", lambda: calibrated("broad"), **about("broad")),
+    "transport": this.artefact("calibration_transport", lambda: calibrated("transport"), **about("transport")),
+    "summaries": this.artefact("calibration_summaries", lambda: calibrated("summaries"), **about("summaries")),
+}
+found = {name: calibration.Calibration.restore(artefact) for name, artefact in made.items()}
+
+# %% [markdown]
+# ## The population, and its own uncertainty
+#
+# The one that goes on is that of `objective`. Each member of the ensemble learns the draws of galaxies resampled with replacement, from
+# other initial weights: sampling of the catalogue and chance of training are in its spread, the prior of what photometry does not see is
+# not.
+
+# %%
+final = this.artefact("population", lambda: found[objective].population.state_dict(), version=3, inputs=[made[objective]])
+options = {"members": n_members, "steps": member_steps, "polish": polish}
+
+
+def resampled():
+    kept = this.checkpoint("ensemble", parameters=options, inputs=[made["posterior"]])
+    several = calibration.ensemble(
+        found["posterior"], forward, sample[:n_galaxies], generator=this.generator("ensemble"), checkpoint=kept, **options
+    )
+    return several.state_dict()
+
+
+members = this.artefact("population_ensemble", resampled, parameters=options, inputs=[made["posterior"]])
 model = population.Population.from_state(final.data).to(device)
 
 # %% [markdown]
-# ## Score against the truth it never saw
+# ## Score against the half that it never saw
 #
-# The broad prior, uniform in all 16 parameters, goes through the same forward model and selection. Half a mock differs from the other
-# half by chance: that row is the floor, and a model calibrated on the one half inherits its chance errors.
+# Mock galaxies of each model, selected like the catalogue, against the held-out half: photometry and, on a mock, the true parameters. The
+# floor is what two halves of one sky differ by. Notebook 05 shows every test; here are its worst score of each kind.
 
 # %%
-closure = calibration.Closure(flux[~train], theta[~train])
+test = closure.Closure(held.flux, truth)
+models = {"broad prior": priors.Broad(), "prior": priors.Prospector(), "start": population.Population.from_state(start.data)}
+models |= {name: one.population for name, one in found.items()}
+models |= {f"member {i + 1}": one for i, one in enumerate(population.Ensemble.from_state(members.data).members)}
 
 
-def scored(points, label):
+def scored(name, source):
+    points = source.sample(n_score * (10 if "prior" in name else 1), this.generator(name)).to(device)
     with torch.no_grad():
-        seen = forward(points, forward.draws(len(points), this.generator(f"{label} noise")))
-    kept = points[seen.selected]
-    return closure(seen.flux[seen.selected], kept) | {"passing": float(seen.selected.float().mean())}, kept
+        seen = forward(points, forward.draws(len(points), this.generator(f"{name} noise")))
+    rows = seen.selected.nonzero()[:n_score, 0]
+    return test(seen.flux[rows].cpu(), points[rows].cpu()), points[rows].cpu()
 
 
-clouds = {"broad": priors.Broad().sample(4 * n_score, this.generator("broad")).to(device)}
-for name, artefact in (("start", start), ("posterior", posterior), ("calibrated", final)):
-    clouds[name] = population.Population.from_state(artefact.data).to(device).sample(n_score, this.generator(name))
-results = {name: scored(points, name) for name, points in clouds.items()}
+results = {name: scored(name, source) for name, source in models.items()}
 scores, kept = ({name: pair[i] for name, pair in results.items()} for i in (0, 1))
-half = closure(flux[train], theta[train])
+scores["floor"] = test.floor(sample.flux, theta[train] if known else None, generator=this.generator("floor"), classifier=False)
 
 # %%
-for name, score in {"two halves of the mock": half, **scores}.items():
-    this.report(**{name: ", ".join(f"{quantity} {value:+.4f}" for quantity, value in score.items())})
+worst = {bar.name: list(bar.scores) for bar in closure.BARS if bar.name not in ("classifier", "other parameters")}
+for name, row in scores.items():
+    parts = {label: max((abs(row[key]) for key in keys if key in row), default=None) for label, keys in worst.items()}
+    this.report(**{name: ", ".join(f"{label} {value:.3f}" for label, value in parts.items() if value is not None)})
 
 # %% [markdown]
 # ## The map both ways
 
 # %%
-few = kept["calibrated"][:200]
+few = kept[objective][:200].to(device)
 u = model.to_base(few)
 round_trip = float((parameters.to_latent(model.from_base(u)) - parameters.to_latent(few)).abs().max())
 with torch.no_grad():
     log_p = model.log_prob(few)
 
 # %% tags=["nbval-check-output"]
-calibrated = scores["calibrated"]
-gain = scores["broad"]["sliced_w2"] / calibrated["sliced_w2"]
+reached = closure.verdicts(scores[objective], slack)
+this.report(galaxies_fitted=len(converged), galaxies_drawn=len(found["posterior"].draws))
+this.report(fits_converged=f"more than {1 - max_unconverged:.0%}: {bool(converged.float().mean() > 1 - max_unconverged)}")
+for bar in closure.BARS:
+    if bar.name in reached:
+        line = f"within {slack:g} times the bar of {bar.bar:g} {bar.unit}: {reached[bar.name] != 'missed'}"
+        this.report(**{bar.name.replace(" ", "_"): line})
 this.report(
-    sliced_W2_gain_over_broad_prior=f"at least {min_gain:g}: {gain >= min_gain}",
-    mean_redshift=f"within {max_mean_z:g} (1+z): {abs(calibrated['mean_z']) <= max_mean_z}",
-    worst_colour_quartile=f"within {max_bin_z:g} (1+z): {abs(calibrated['worst_bin']) <= max_bin_z}",
-    redshift_distribution=f"KS at most {max_ks:g}: {calibrated['ks_z'] <= max_ks}",
     round_trip=f"theta to base noise and back, within {max_round_trip:g}: {round_trip <= max_round_trip}",
     density=f"finite: {bool(log_p.isfinite().all())}",
 )
 
 # %%
-assert gain >= min_gain, "the calibrated model must describe photometry far better than a prior that knows nothing"
-assert abs(calibrated["mean_z"]) <= max_mean_z, "photometry fitted, redshifts not: look at the history, the transport went too far"
-assert abs(calibrated["worst_bin"]) <= max_bin_z, "a colour quartile has the wrong mean redshift: fits in the wrong mode?"
-assert calibrated["ks_z"] <= max_ks, "n(z) has the wrong shape"
+missed = [name for name, verdict in reached.items() if verdict == "missed"]
+assert not missed, f"the calibrated model misses its bar in {', '.join(missed)}: see the scores above, and notebook 05 for each test"
 assert round_trip <= max_round_trip and log_p.isfinite().all(), "base noise and galaxies must map one to one"
 
 # %% tags=["figure"]
-distances = {name: score["sliced_w2"] for name, score in scores.items()}
-history = final.meta
-this.savefig(
-    draw.history(distances, half["sliced_w2"], *(history[k] for k in ("iteration", "loss", "distance", "selected", "mean_z"))),
-    "calibration_history",
-)
+histories = {name: found[name].history for name in ("transport", "summaries", "posterior")}
+ladder = {name: row["sliced_w2"] for name, row in scores.items() if name in ("broad prior", "prior", "start", *found)}
+mean_z = float(parameters.column(truth, "z").mean()) if known else float("nan")
+this.savefig(draw.history(ladder, scores["floor"]["sliced_w2"], histories, mean_z), "calibration_history")
 
 # %% [markdown]
-# **Read it.** Most is won before transport: fits of each galaxy, then their posteriors, take the distance most of the way from the
-# broad prior to the floor that two halves of the same sky set. Transport does the rest and, above all, brings back inside the
-# limit the galaxies that a smooth density leaks across r = 25; those are faint and distant, so the mean redshift follows them.
+# **Read it.** Left, the distance of mock photometry from the held-out sky. Middle, transport and summaries on the galaxies held out of
+# them, magnitudes and colours apart. Right, what no objective sees: the mean redshift of the mock. The distance may fall while redshifts
+# go astray; expectation-maximisation weighs each galaxy's whole posterior.
 
 # %% tags=["figure"]
-redshift = {name: parameters.column(points, "z").cpu().numpy() for name, points in kept.items()}
-true_z = parameters.column(theta[~train], "z").cpu().numpy()
-this.savefig(draw.redshifts(true_z, redshift["broad"], redshift["start"], redshift["calibrated"]), "calibration_redshifts")
+labels = [label + (f" [{unit}]" if unit else "") for label, unit in zip(parameters.LABELS, parameters.UNITS, strict=True)]
+target = (truth.mean(0).numpy(), truth.std(0).numpy()) if known else None
+this.savefig(draw.learning(histories, labels, target), "calibration_learning")
+
+# %% [markdown]
+# **Read it.** Mean and standard deviation of each parameter, step by step. Lines that do not move are parameters that photometry does not
+# see: they stay where the start put them.
+
+# %% tags=["figure"]
+redshift = {name: parameters.column(points, "z").numpy() for name, points in kept.items()}
+true_z = redshift["prior"] if truth is None else parameters.column(truth, "z").numpy()
+several = [values for name, values in redshift.items() if "member" in name]
+this.savefig(draw.redshifts(true_z, redshift["prior"], redshift["start"], redshift[objective], several), "calibration_redshifts")
 
 # %% [markdown]
 # **Read it.** No redshift entered: 26 bands per galaxy pin it down, and the population inherits it. In the lower panel the grey band holds
-# 95 per cent of the differences between two samples as large as the held-out one: more cannot be asked of a model of the other half.
+# 95 per cent of the differences between two samples as large as the held-out one; thin lines are the members of the ensemble.
 
 # %% tags=["figure"]
-points = [values.cpu().numpy() for values in (theta[~train], kept["start"], kept["calibrated"])]
-labels = [label + (f" [{unit}]" if unit else "") for label, unit in zip(parameters.LABELS, parameters.UNITS, strict=True)]
-this.savefig(draw.marginals(*points, labels), "calibration_marginals")
+width = closure.widths(found["posterior"].draws, kept["posterior"]).numpy()
+clouds = [points.numpy() for points in (kept["start"] if truth is None else truth, kept["broad"], kept["posterior"])]
+names = ("truth, held out", "from the broad prior", "from the Prospector-like prior")
+this.savefig(validation.parameters(*clouds, labels, width, closure.CONSTRAINED, names), "calibration_starts")
 
 # %% [markdown]
-# **Read it.** Mass, redshift, dust depth and the younger star-formation ratios follow the truth. The oldest ratio, the gas parameters,
-# faint tori and, partly, metallicity and the attenuation law do not: photometry hardly constrains them, the prior of the fits does, and
-# transport leaves them there. Where a figure of a later notebook rests on them, it shows the prior. Most probable values (dashed) pile
-# up at the peak of the prior; draws from the posteriors do not, which is why the density that goes on is theirs.
+# **Read it.** Two calibrations of the same catalogue, from the Prospector-like and from the broad prior. On white ground photometry decides
+# and both lie on the truth. On tinted ground (posteriors hardly narrower than the population) each keeps what it started from, and a later
+# figure that rests on such a parameter shows an assumption.
 
 # %% tags=["figure"]
 chosen = [parameters.INDEX[name] for name in ("z", "log10M_formed", "log10Z", "log10SFR_ratio2", "dust2", "dust_index")]
 names = [labels[i].replace(" [", "\n[") for i in chosen]  # the unit on its own line
-this.savefig(draw.corner(points[0][:, chosen], points[2][:, chosen], names), "calibration_corner")
+this.savefig(draw.corner(clouds[0][:, chosen], kept[objective].numpy()[:, chosen], names), "calibration_corner")
 
 # %% [markdown]
-# **Read it.** The joint distributions that photometry sees (redshift, mass, dust) agree in shape, not only in their margins. The
-# attenuation law is too grey for low-mass galaxies: little dust tells little about its slope, and the prior fills in.
+# **Read it.** The joint distributions that photometry sees (redshift, mass, dust) agree in shape, not only in their margins.
 #
 # ## What differs from the paper
-# - Alsing+24 and Thorp+25 go from the density of the fits straight to transport (Sinkhorn on some 10⁵ galaxies) or to
-#   summaries. Here transport starts from pooled posterior draws; `objective` offers the Sinkhorn divergence, slower at equal batch.
-# - Zero points and line corrections stay fixed: the mock has none. The uncertainty model is frozen, as in Thorp+25.
-# - A term that keeps galaxies inside the selection is added, because p(θ | r < 25) has a cliff that a small network rounds off.
+# - Alsing+24 and Thorp+25 go from the density of the fits straight to transport or summaries; both are here, at fewer galaxies and steps.
+#   The default draws every galaxy's posterior instead, under the population that the posteriors themselves make up.
+# - What is learned is p(θ | r < 25). `calibration.unselected` turns it into p(θ) by weights 1 / P(selected | θ), and flags galaxies
+#   beyond the limit, where it extrapolates.
+# - Zero points and line strengths stay fixed, because the mock has none; `corrections` learns them. The uncertainty model is frozen, as in
+#   Thorp+25.
+# - A term that keeps galaxies inside the selection is added to transport and summaries: p(θ | r < 25) has a cliff that a small network
+#   rounds off.
 # - The papers integrate adaptively (dopri5); here 16 fixed evaluations of an Adams predictor-corrector make a galaxy, and densities carry
 #   the exact trace.
 # - Base draws are scaled by $\sqrt{\sigma_{\max}^2+1}$, the spread that noised unit-variance points really have, not by $\sigma_{\max}$.

@@ -44,8 +44,8 @@ class Posteriors(NamedTuple):
     history : dict of str to list
         One entry an iteration. Before the density is refitted: ``iteration``; ``evidence``, mean over held-out galaxies of ln of the mean
         importance weight of the proposals [nat, flux in µJy], a low estimate of ln p(data | selected); ``ess``, median effective number
-        of proposals; ``moved``, share of particles that jumped to a proposal; ``accepted``, mean acceptance of the walk; mean and
-        standard deviation of the draws as ``z``, ``z_sd``, ``log_mass``, ``log_mass_sd``, ``log_sfr``, ``log_sfr_sd``. After it:
+        of proposals; ``moved``, share of particles that jumped to a proposal; ``accepted``, mean acceptance of the walk; ``mean`` and
+        ``sd`` of the draws, lists of 16, and those of the star-formation rate, ``log_sfr`` and ``log_sfr_sd``. After it:
         ``fitted`` and ``held_out``, its -ln density of the draws of galaxies that it was and was not fitted to [nat per unit of
         standardised phi].
     flow : flows.Flow
@@ -201,7 +201,7 @@ class _State:
         self.x, self.log_l = torch.zeros(n, particles, 16).to(like), torch.full((n, particles), -torch.inf).to(like)
         self.length = torch.full((n,), 0.3).to(like)  # of the walk, 0 to 1
         self.pools = []
-        names = "iteration evidence ess moved accepted z z_sd log_mass log_mass_sd log_sfr log_sfr_sd fitted held_out"
+        names = "iteration evidence ess moved accepted mean sd log_sfr log_sfr_sd fitted held_out"
         self.history = {name: [] for name in names.split()}
 
     _TENSORS = ("order", "x", "log_l", "length", "shift", "scale")
@@ -286,14 +286,15 @@ class _State:
         parts = [self._expect(r, proposals, moves) for r in tqdm(rows, desc="posteriors", disable=None, leave=False)]
         draws, evidence, ess, moved, accepted = (torch.cat(columns) for columns in zip(*parts, strict=True))
         self.pools = [*self.pools, draws][-_KEPT:]
-        theta = parameters.to_theta(draws * self.scale + self.shift)
-        note = {"iteration": len(self.history["iteration"]) + 1, "evidence": evidence[self._parts(held_out)[0]].mean()}
-        note |= {"ess": ess.median(), "moved": moved.mean(), "accepted": accepted.mean()}
-        columns = {"z": parameters.column(theta, "z"), "log_mass": parameters.column(theta, "log10M_formed")}
-        for name, values in (columns | {"log_sfr": parameters.log_sfr(theta)}).items():
-            note |= {name: values.mean(), f"{name}_sd": values.std()}
+        theta = parameters.to_theta(draws * self.scale + self.shift).flatten(0, 1)
+        log_sfr = parameters.log_sfr(theta)
+        note = {
+            "iteration": len(self.history["iteration"]) + 1, "evidence": float(evidence[self._parts(held_out)[0]].mean()),
+            "ess": float(ess.median()), "moved": float(moved.mean()), "accepted": float(accepted.mean()), "mean": theta.mean(0).tolist(),
+            "sd": theta.std(0).tolist(), "log_sfr": float(log_sfr.mean()), "log_sfr_sd": float(log_sfr.std()),
+        }  # fmt: skip
         for name, value in note.items():
-            self.history[name].append(int(value) if name == "iteration" else float(value))
+            self.history[name].append(value)
 
     def _chunk(self):
         return _ROWS if self.x.device.type == "cpu" else 64 * _ROWS

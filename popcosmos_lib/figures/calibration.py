@@ -9,84 +9,93 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from popcosmos_lib import figures
 
-__all__ = ["closure", "corner", "history", "marginals", "redshifts", "solvers"]
+__all__ = ["closure", "corner", "history", "learning", "redshifts", "solvers"]
 
 _TRUTH, _START, _MODEL, _BROAD = "0.75", figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
+_COLOURS = {"posterior": figures.COLOURS[1], "transport": figures.COLOURS[0], "summaries": figures.COLOURS[2], "broad": figures.COLOURS[4]}
 
 
-def _key(fig, **options):
-    handles = [Patch(color=_TRUTH), Line2D([], [], color=_START, ls="--"), Line2D([], [], color=_MODEL)]
-    fig.legend(handles, ["truth, held out", "start (MAP fits)", "calibrated"], ncols=3, **options)
+def _progress(steps):
+    """Steps as a fraction of the run, so that runs of different kind share an axis."""
+    return np.array(steps) / max(steps)
 
 
-def history(ladder, floor, steps, loss, distance, selected, mean_z):
-    """Distances of the successive models, and the transport stage step by step.
+def history(ladder, floor, histories, mean_z):
+    """Distances of the models from held-out photometry, and how the calibrations got there.
 
     Parameters
     ----------
     ladder : dict of str to float
         Sliced W2 of each model against the held-out photometry [standard deviations].
     floor : float
-        The same between two halves of the mock.
-    steps, loss, distance, selected, mean_z : sequence of float
-        Transport stage: iteration, loss and sliced W2 on the galaxies kept for stopping, fraction of mock galaxies that pass
-        the selection, and their mean redshift.
+        The same between two halves of the sky.
+    histories : dict of str to dict
+        ``Calibration.history`` of "transport", "summaries" and "posterior".
+    mean_z : float
+        True mean redshift; NaN where it is not known.
 
     Returns
     -------
     Figure
         Double width.
     """
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(figures.DOUBLE, 2.3))
-    left.bar(range(len(ladder)), ladder.values(), color=[_BROAD, _START, figures.COLOURS[4], _MODEL][: len(ladder)])
-    left.axhline(floor, color="k", lw=0.8, ls=":", label="two halves of the mock")
-    left.legend(loc="upper right")
-    left.set_xticks(range(len(ladder)), ladder, rotation=20)
-    left.tick_params(axis="x", which="both", length=0)
-    left.set(
-        yscale="log", ylabel="sliced $W_2$ to held-out photometry", ylim=(0.6 * min(floor, *ladder.values()), 2 * max(ladder.values()))
-    )
-    middle.plot(steps, loss, "o-", color=_MODEL, label="loss")
-    middle.plot(steps, distance, "^:", color=figures.COLOURS[3], label="sliced $W_2$ alone")
-    middle.axvline(steps[int(np.argmin(loss))], color="0.5", lw=0.6, ls="--")
-    middle.legend(loc="upper right")
-    middle.set(xlabel="transport step", ylabel="on galaxies kept back")
-    right.plot(steps, mean_z, "o-", color=_MODEL)
-    right.set(xlabel="transport step")
-    right.set_ylabel("mean redshift of the mock", color=_MODEL)
-    twin = right.twinx()
-    twin.plot(steps, selected, "s--", color=figures.COLOURS[0])
-    twin.set_ylabel("fraction with $r<25$", color=figures.COLOURS[0])
-    right.tick_params(right=False, which="both")
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(figures.DOUBLE, 2.5), width_ratios=[1.1, 1, 1])
+    left.barh(range(len(ladder)), ladder.values(), color=[_COLOURS.get(name, "0.6") for name in ladder])
+    left.axvline(floor, color="k", lw=0.8, ls=":", label="two halves of the sky")
+    left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none")
+    left.set_yticks(range(len(ladder)), ladder)
+    left.invert_yaxis()
+    left.tick_params(axis="y", which="both", length=0)
+    left.set(xscale="log", xlabel="sliced $W_2$ to held-out photometry")
+    for name in ("transport", "summaries"):
+        run, colour = histories[name], _COLOURS[name]
+        for part, style in (("magnitudes", "-"), ("colours", "--")):
+            middle.plot(_progress(run["step"]), run[part], style, color=colour, label=f"{name}, {part}")
+        right.plot(_progress(run["step"]), run["mean_z"], "-", color=colour, label=name)
+    middle.set(xlabel="fraction of the run", ylabel="sliced $W_2$, held out", yscale="log")
+    middle.legend(loc="upper right", fontsize=6)
+    run = histories["posterior"]
+    drawn = [row[-1] for row in run["em_mean"]]
+    right.plot(_progress(run["em_iteration"]), drawn, "o-", color=_COLOURS["posterior"], label="posterior, draws")
+    right.axhline(mean_z, color="k", lw=0.8, ls=":", label="truth")
+    right.set(xlabel="fraction of the run", ylabel="mean redshift")
+    right.legend(fontsize=6)
     return fig
 
 
-def marginals(truth, start, model, labels):
-    """One-dimensional distributions of all parameters.
+def learning(histories, labels, truth):
+    """Mean (line) and mean plus and minus one standard deviation (thin) of each parameter in the course of the calibrations.
 
     Parameters
     ----------
-    truth, start, model : ndarray of shape (n, 16)
-        SPS parameters of the held-out galaxies, of the start and of the calibrated model.
+    histories : dict of str to dict
+        ``Calibration.history`` of "transport", "summaries" and "posterior".
     labels : list of str
         Axis labels.
+    truth : (ndarray of shape (16,), ndarray of shape (16,)) or None
+        Mean and standard deviation of the true parameters.
 
     Returns
     -------
     Figure
         Double width.
     """
-    fig, axes = plt.subplots(4, 4, figsize=(figures.DOUBLE, 5.4))
+    fig, axes = plt.subplots(4, 4, figsize=(figures.DOUBLE, 5.4), sharex=True)
     for i, (axis, label) in enumerate(zip(axes.flat, labels, strict=True)):
-        edges = np.linspace(*np.percentile(truth[:, i], [0.3, 99.7]) + np.array([-0.2, 0.2]) * np.std(truth[:, i]), 45)
-        axis.hist(truth[:, i], edges, density=True, color=_TRUTH)
-        axis.hist(start[:, i], edges, density=True, histtype="step", color=_START, ls="--", lw=0.9)
-        axis.hist(model[:, i], edges, density=True, histtype="step", color=_MODEL)
-        axis.set(xlabel=label, yticks=[], xlim=(edges[0], edges[-1]))
-        axis.xaxis.set_major_locator(plt.MaxNLocator(4))
-    for axis in axes[:, 0]:
-        axis.set_ylabel("density")
-    _key(fig, loc="outside upper center")
+        if truth is not None:
+            axis.axhspan(truth[0][i] - truth[1][i], truth[0][i] + truth[1][i], color="0.9")
+            axis.axhline(truth[0][i], color="0.6", lw=0.8)
+        for name, run in histories.items():
+            step, mean, sd = ("em_iteration", "em_mean", "em_sd") if name == "posterior" else ("step", "mean", "sd")
+            x, mean, sd = _progress(run[step]), np.array(run[mean])[:, i], np.array(run[sd])[:, i]
+            axis.plot(x, mean, color=_COLOURS[name], marker="o" if name == "posterior" else None, ms=2)
+            for side in (-1, 1):
+                axis.plot(x, mean + side * sd, color=_COLOURS[name], lw=0.6, ls="--")
+        axis.set_ylabel(label, fontsize=7, labelpad=1)
+    for axis in axes[-1]:
+        axis.set_xlabel("fraction of the run")
+    handles = [Patch(color="0.9")] + [Line2D([], [], color=_COLOURS[name]) for name in histories]
+    fig.legend(handles, ["truth, mean and sd", *histories], ncols=4, loc="outside upper center")
     return fig
 
 
@@ -121,13 +130,15 @@ def corner(truth, model, labels):
     return fig
 
 
-def redshifts(truth, broad, start, model):
+def redshifts(truth, prior, start, model, members):
     """Redshift distributions, and the differences of their cumulative forms from the truth.
 
     Parameters
     ----------
-    truth, broad, start, model : ndarray of shape (n,)
+    truth, prior, start, model : ndarray of shape (n,)
         Redshifts of selected galaxies.
+    members : list of ndarray
+        The same of the members of the ensemble.
 
     Returns
     -------
@@ -140,8 +151,11 @@ def redshifts(truth, broad, start, model):
     top.hist(truth, edges, density=True, color=_TRUTH, label="truth, held out")
     band = 1.36 * np.sqrt(2 / len(truth))  # Kolmogorov: two samples of this size
     bottom.axhspan(-band, band, color="0.88")
+    for z in members:
+        top.hist(z, edges, density=True, histtype="step", color=_MODEL, lw=0.4, alpha=0.6)
+        bottom.plot(grid, cumulative(z) - cumulative(truth), color=_MODEL, lw=0.4, alpha=0.6)
     for z, colour, style, label in (
-        (broad, _BROAD, ":", "broad prior"), (start, _START, "--", "start (MAP fits)"), (model, _MODEL, "-", "calibrated"),
+        (prior, _BROAD, ":", "prior"), (start, _START, "--", "density of the fits"), (model, _MODEL, "-", "calibrated"),
     ):  # fmt: skip
         top.hist(z, edges, density=True, histtype="step", color=colour, ls=style, lw=1.1, label=label)
         bottom.plot(grid, cumulative(z) - cumulative(truth), color=colour, ls=style, lw=1.1)

@@ -148,8 +148,8 @@ def components(variance, vectors, labels, p, curves):
     return fig
 
 
-def parameters(truth, prior, model, labels, width, constrained):
-    """The 16 parameters in truth, prior and calibrated model; those that photometry leaves to the prior stand on a tinted ground.
+def parameters(truth, prior, model, labels, width, constrained, names=("truth, held out", "prior, as selected", "calibrated model")):
+    """The 16 parameters in three samples; those that photometry leaves to the prior stand on a tinted ground.
 
     Parameters
     ----------
@@ -161,6 +161,8 @@ def parameters(truth, prior, model, labels, width, constrained):
         Posterior over prior width, see ``closure.widths``.
     constrained : float
         Width below which data decide.
+    names : sequence of str
+        What the three samples are called.
 
     Returns
     -------
@@ -178,7 +180,7 @@ def parameters(truth, prior, model, labels, width, constrained):
         axis.xaxis.set_major_locator(plt.MaxNLocator(4))
     for axis in axes[:, 0]:
         axis.set_ylabel("density")
-    _legend(fig, {"truth": "truth, held out", "start": "prior, as selected", "model": "calibrated model"})
+    _legend(fig, dict(zip(("truth", "start", "model"), names, strict=True)))
     return fig
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from popcosmos_lib import calibration, filters, parameters, population, store, survey, universe
+from popcosmos_lib import filters, parameters, population, store, survey, universe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,63 +136,6 @@ def test_chance_of_selection_matches_the_frequency(rng):
     noise = survey.student_t((40_000, 7, 26), rng)
     passed = torch.stack([survey.select(f, "r<25") for f in (flux_true + flux_err * noise).unbind(1)], -1)
     assert (chance - passed.float().mean(0)).abs().max() < 0.01
-
-
-class Independent:
-    """A prior that is normal in every latent direction, for a posterior that quadrature can check."""
-
-    def log_prob(self, phi):
-        return -0.5 * ((phi[..., 0] - 18) / 2) ** 2 - 0.5 * (phi[..., 1:] ** 2).sum(-1)
-
-    def sample(self, n, generator):
-        phi = torch.randn(n, 16, generator=generator)
-        phi[:, 0] = 18 + 2 * phi[:, 0]
-        return parameters.to_theta(phi)
-
-
-class Brightness:
-    """All bands measure N and nothing else."""
-
-    def magnitudes(self, theta):
-        return parameters.to_latent(theta)[:, :1] + torch.full((1, len(filters.COSMOS26)), 5.0).to(theta)
-
-
-def test_posterior_draws_match_quadrature(rng):
-    n, true_n = 300, 19.0
-    flux_true = 10 ** (0.4 * (23.9 - true_n - 5)) * torch.ones(n, 26)
-    flux_err = 0.3 * flux_true
-    flux = flux_true + flux_err * torch.randn(n, 26, generator=rng)
-    start = torch.zeros(n, 16)
-    start[:, 0] = true_n
-    prior = Independent()
-    draws, acceptance = calibration.posterior_draws(
-        parameters.to_theta(start), flux, flux_err, emulator=Brightness(), prior=prior, generator=rng, trajectories=60, keep=4
-    )
-    phi = parameters.to_latent(draws)
-    grid = torch.linspace(true_n - 1, true_n + 1, 401)
-    residual = (flux[:, None] - 10 ** (0.4 * (18.9 - grid))[:, None]) / flux_err[:, None]
-    log_p = (-1.5 * torch.log1p(residual**2 / 2)).sum(-1) - 0.5 * ((grid - 18) / 2) ** 2
-    weight = torch.softmax(log_p, -1)
-    mean = (weight * grid).sum(-1)
-    sd = (weight * (grid - mean[:, None]) ** 2).sum(-1).sqrt()
-    pull = (phi[..., 0] - mean[:, None]) / sd[:, None]
-    assert abs(float(pull.mean())) < 0.15 and abs(float(pull.std()) - 1) < 0.15
-    assert abs(float(phi[..., 1:].mean())) < 0.05 and abs(float(phi[..., 1:].std()) - 1) < 0.08, "unconstrained directions keep the prior"
-    assert 0.5 < float(acceptance.mean()) < 0.95
-
-
-def test_closure_scores_are_zero_for_the_truth_and_grow(galaxies, rng):
-    forward = population.ForwardModel(Colours(), survey.truth(), selection="r<30")
-    with torch.no_grad():
-        sky = forward(galaxies, forward.draws(len(galaxies), rng))
-    closure = calibration.Closure(sky.flux, galaxies)
-    same = closure(sky.flux, galaxies)
-    assert same["sliced_w2"] < 1e-6 and same["ks_z"] == 0 and same["mean_z"] == 0 and same["worst_bin"] == 0
-    moved = galaxies.clone()
-    moved[:, 15] += 0.2
-    with torch.no_grad():
-        other = closure(forward(moved, forward.draws(len(moved), rng)).flux, moved)
-    assert other["mean_z"] > 0.05 and other["ks_z"] > 0.05 and other["sliced_w2"] > 0.03
 
 
 def driver(name, home, **options):
