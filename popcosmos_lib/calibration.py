@@ -115,6 +115,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     start_steps = options.pop("start_steps", 4000)
     if objective == "transport":
         loss = transport.Transport(train, options.pop("distance", "sliced"))
+        options = {"charge": 1.0 if loss.distance == "sinkhorn" else 0.2} | options  # sqrt(26) directions at once, not their mean
     else:
         loss, options = summaries.Summaries(train), {"iterations": 120, "batch": 4096, "charge": 0.02} | options
     population = start if isinstance(start, nn.Module) else _learn(start, generator, _stage(checkpoint, "start"), start_steps)

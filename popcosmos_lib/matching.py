@@ -24,6 +24,7 @@ from popcosmos_lib.population import inside
 __all__ = ["match"]
 
 _ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
+_NEAR = 1.05  # corrections go on changing after the loss has reached the scatter of its sample, of a few per cent
 _MATTERS = 0.2  # of the largest first gradient of a line: one with less moves less, where Adam would move it on noise alone
 _LEAST = 0.02  # fraction of a start's galaxies that must pass the selection
 
@@ -89,7 +90,7 @@ def match(
     Returns
     -------
     population : Population
-        That of the best held-out loss.
+        That of the best held-out loss; with corrections, of the last one that is as good to 5 %.
     corrections : tuple of two Tensors, (26,) and (44,)
         Zero points and line strengths that belong to it.
     history : dict of str to list
@@ -113,6 +114,7 @@ def match(
     groups = [{"params": list(population.net.parameters()), "rate": lr}]
     groups += [{"params": [x], "rate": rate} for x, rate in zip(learned, (lr_zero_point, lr_lines), strict=True) if corrections]
     optimiser = torch.optim.Adam(groups, lr=lr)
+    near = _NEAR if corrections else 1.0
     ruler, judge = transport.Transport(loss.target).against(held), loss.against(held)
 
     def weights():
@@ -140,7 +142,7 @@ def match(
         }  # fmt: skip
         for name, value in values.items():
             history.setdefault(name, []).append(value)
-        return history["loss"][-1] == min(history["loss"])
+        return _stale(history["loss"], near) == 0
 
     if saved:
         history, best, first = saved["history"], saved["best"], saved["history"]["step"][-1]
@@ -154,7 +156,7 @@ def match(
 
     losses = []
     for step in tqdm(range(first + 1, iterations + 1), desc="calibration", initial=first, total=iterations, disable=None):
-        if _stale(history["loss"]) >= patience:
+        if _stale(history["loss"], near) >= patience:
             break
         optimiser.zero_grad(set_to_none=True)
         value = _backward(population, forward, loss, mock, min(batch, mock.n), charge, generator)
@@ -196,6 +198,7 @@ def _backward(population, forward, loss, mock, batch, charge, generator):
     return float((brightness + colours).detach())
 
 
-def _stale(losses):
-    """Records since the best one."""
-    return len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__)
+def _stale(losses, near):
+    """Records since the best one, or since the last whose loss is less than ``near`` times the smallest."""
+    first = losses.index(min(losses))
+    return len(losses) - 1 - max(i for i, loss in enumerate(losses) if i == first or loss < near * losses[first])
