@@ -58,7 +58,7 @@ class _Mock:
 
 def match(
     population, forward, loss, held, *, generator, checkpoint=None, iterations=100, batch=1024, lr=1e-4, charge=0.2, corrections=False,
-    lr_zero_point=2e-3, lr_lines=2e-2, more=1.25, every=10, patience=8,
+    lr_zero_point=3e-3, lr_lines=3e-2, more=1.25, every=10, patience=8,
 ):  # fmt: skip
     """Move a population, and where asked its corrections, until its mock photometry lies on a catalogue's.
 
