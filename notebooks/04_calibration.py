@@ -30,6 +30,8 @@ n_galaxies: int = 6_000       # galaxies of the catalogue whose posteriors are d
 n_second: int = 2_000         # the same from the second start
 iterations: int = 5           # of expectation-maximisation
 n_mocks: int = 20_000         # mock galaxies an iteration, on which the proposal is trained
+first_steps: int = 1_200      # training steps of the first proposal; the first density takes half
+em_steps: int = 300           # training steps of proposal and density in each iteration
 n_steps: int = 8_000          # training steps of the density of the draws
 polish: int = 50              # steps of transport at the end
 n_fits: int = 3_000           # galaxies fitted one by one, where transport and summaries start
@@ -37,7 +39,8 @@ n_starts: int = 2             # redshift modes followed in each fit
 fit_steps: int = 250          # largest number of steps of a fit
 n_library: int = 50_000       # model galaxies that supply the starts
 n_start_steps: int = 3_000    # training steps of the density of the fits
-match_steps: int = 100        # steps of transport; summaries take 120, as in the paper
+match_steps: int = 100        # steps of transport
+summary_steps: int = 120      # steps of summaries, as many as in the paper
 n_members: int = 4            # populations of the ensemble
 member_steps: int = 4_000     # training steps of each
 n_score: int = 20_000         # mock galaxies scored
@@ -59,8 +62,8 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 # ## The catalogue
 #
 # Galaxies with r < 25: observed fluxes and errors, nothing else. Half of them calibrate; the true parameters of the other half, which a
-# mock has and a sky has not, score the result. `catalogue` takes an official COSMOS2020 file instead: fluxes are corrected for extinction and
-# zero points, flagged objects and stars left out (`catalog.read`).
+# mock has and a sky has not, score the result. `catalogue` takes an official COSMOS2020 file instead: fluxes are corrected for extinction
+# and zero points, flagged objects and stars left out (`catalog.read`).
 
 # %%
 mock, trained, errors = this.read("mock"), this.read("emulator", weights), this.read("uncertainty")
@@ -172,12 +175,13 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # A third of the galaxies is held out of the last two, and the weights that do best on it are kept.
 
 # %%
-drawing = {"floor": floor, "iterations": iterations, "n_mocks": n_mocks, "steps": n_steps, "polish": polish}
+training = {"start_steps": (first_steps // 2, first_steps), "steps": (em_steps, em_steps), "density_steps": n_steps, "polish": polish}
+drawing = {"floor": floor, "iterations": iterations, "n_mocks": n_mocks, **training}
 settings = {
     "posterior": ("posterior", n_galaxies, drawing),
     "broad": ("posterior", n_second, drawing),
     "transport": ("transport", len(sample), {"iterations": match_steps}),
-    "summaries": ("summaries", len(sample), {}),
+    "summaries": ("summaries", len(sample), {"iterations": summary_steps}),
 }
 
 

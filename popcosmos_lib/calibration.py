@@ -94,7 +94,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         A killed run that is started again with it ends at the same result; stages write files beside its own.
     **options
         Of ``matching.match``; ``start_steps``, training steps of the first density (4000); for "transport" ``distance``, "sliced" (default)
-        or "sinkhorn"; for "posterior" ``steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr`` (3e-5), steps
+        or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr`` (3e-5), steps
         and rate of the transport, and all that ``em.posteriors`` takes.
 
     Returns
@@ -126,7 +126,9 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     return Calibration(population, *corrections, history)
 
 
-def _posterior(catalogue, forward, start, generator, checkpoint, *, steps=8000, polish=50, polish_lr=3e-5, corrections=False, **options):
+def _posterior(
+    catalogue, forward, start, generator, checkpoint, *, density_steps=8000, polish=50, polish_lr=3e-5, corrections=False, **options
+):
     from popcosmos_lib import em
 
     drawn = _stage(checkpoint, "draws")
@@ -140,7 +142,7 @@ def _posterior(catalogue, forward, start, generator, checkpoint, *, steps=8000, 
         )
         theta, em_history = found.theta, found.history
         drawn.save({"theta": theta, "history": em_history, "generator": generator.get_state()})
-    population = _learn(theta.flatten(0, 1), generator, _stage(checkpoint, "density"), steps)
+    population = _learn(theta.flatten(0, 1), generator, _stage(checkpoint, "density"), density_steps)
     train, held = _split(catalogue, "the transport at the end", generator)
     population, learned, history = match(
         population, forward, transport.Transport(train), held, generator=generator, checkpoint=_stage(checkpoint, "polish"),

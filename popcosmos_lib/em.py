@@ -176,10 +176,9 @@ class _Catalogue:
     def log_likelihood(self, phi, rows):
         """ln L / P(selected | theta) of points phi (g, k, 16) for the galaxies ``rows`` (g,); (g, k), -inf outside the mass bounds."""
         theta = parameters.to_theta(phi)
-        magnitude = likelihood.photometry(self.forward.emulator, theta.flatten(0, 1)).unflatten(0, phi.shape[:2])
-        seen = magnitude - 2.5 * torch.log10(self.forward.survey.zero_point.to(magnitude))
+        model = self.forward.flux(theta.flatten(0, 1)).unflatten(0, phi.shape[:2])
+        seen = filters.magnitude_from_flux(model * self.forward.survey.zero_point.to(model))
         log_l = likelihood.log_likelihood(seen, self.flux[rows, None], self.flux_err[rows, None], self.floor)
-        model = likelihood.model_flux(magnitude)
         width = torch.sqrt(self.flux_err[rows, None] ** 2 + (self.floor * model) ** 2)
         observed = SimpleNamespace(flux=model, flux_true=model.flatten(0, 1), flux_err=width.flatten(0, 1))
         log_p = self.forward.log_selected(observed).view_as(log_l)
