@@ -94,8 +94,8 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         A killed run that is started again with it ends at the same result; stages write files beside its own.
     **options
         Of ``matching.match``; ``start_steps``, training steps of the first density (4000); for "transport" ``distance``, "sliced" (default)
-        or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr`` (3e-5), steps
-        and rate of the transport, and all that ``em.posteriors`` takes.
+        or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr``
+        (3e-5), steps and rate of the transport, and all that ``em.posteriors`` takes.
 
     Returns
     -------
