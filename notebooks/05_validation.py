@@ -62,7 +62,7 @@ test = closure.Closure(flux[held], theta[held])
 
 # %%
 forward = population.ForwardModel(emulator.load(profile=profile, weights=weights), survey.load(profile))
-made = {name: f"population_{name}" for name in ("start", "summaries", "transport")} | {"calibrated": "population"}
+MADE
 drawn = {"broad prior": priors.Broad(), "prior": priors.Prospector()}
 drawn |= {name: population.Population.from_state(this.read(artefact).data) for name, artefact in made.items()}
 
@@ -194,12 +194,12 @@ this.savefig(validation.contours(panels), "validation_colours")
 # star-forming and quiescent, dusty and clear, near and far galaxies, not just the right average of each.
 
 # %% tags=["figure"]
-errors = {"sky": (flux[held], flux_err[held]), "model": (seen["calibrated"].flux, seen["calibrated"].flux_err)}
+errors = {"mock sky, held out": (flux[held], flux_err[held]), "calibrated model": (seen["calibrated"].flux, seen["calibrated"].flux_err)}
 points = {name: (survey.asinh_magnitude(pair[0]).numpy(), pair[1].log10().numpy()) for name, pair in errors.items()}
 panels = {}
 for band in ("u", "g", "r", "z", "J", "Ks", "IB464", "Ch1"):
-    panels[band] = [tuple(part[:, filters.SHORT.index(band)] for part in points[name]) for name in ("sky", "model")]
-this.savefig(survey_figures.uncertainties(panels, ("mock sky, held out", "calibrated model")), "validation_uncertainty")
+    panels[band] = {name: tuple(part[:, filters.SHORT.index(band)] for part in pair) for name, pair in points.items()}
+this.savefig(survey_figures.uncertainties(panels), "validation_uncertainty")
 
 # %% [markdown]
 # **Read it.** Flux errors follow the magnitudes through the uncertainty model of notebook 03, so a ridge out of place here and not there

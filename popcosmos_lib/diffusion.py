@@ -126,13 +126,15 @@ class ScoreNet(nn.Module):
         Dimensions of x.
     width, depth : int
         Units per hidden layer and number of hidden layers (SiLU).
+    context : int
+        Numbers per point that the density is conditioned on, standardised; see ``given``.
     generator : torch.Generator, optional
         Source of the initial weights.
     """
 
-    def __init__(self, dim=16, width=128, depth=4, *, generator=None):
+    def __init__(self, dim=16, width=128, depth=4, *, context=0, generator=None):
         super().__init__()
-        sizes = [dim + 1 + 2 * self._WAVES, *[width] * depth, dim]
+        sizes = [dim + 1 + 2 * self._WAVES + context, *[width] * depth, dim]
         self.dim = dim
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         with torch.no_grad():
@@ -144,15 +146,19 @@ class ScoreNet(nn.Module):
 
     _WAVES = 4  # sines and cosines of ln sigma, so that the network can change quickly with noise
 
-    def _prepare(self, x, sigma):
+    def _prepare(self, x, sigma, context):
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[:-1])[..., None]
         level = sigma.log() / 4
         phases = level * torch.arange(1, self._WAVES + 1, dtype=x.dtype, device=x.device)
         total = sigma**2 + 1.0
-        features = torch.cat([x / total.sqrt(), level, phases.sin(), phases.cos()], -1)
-        return features, 1.0 / total, sigma / total.sqrt(), 1.0 / total.sqrt()
+        features = [x / total.sqrt(), level, phases.sin(), phases.cos(), *([] if context is None else [context])]
+        return torch.cat(features, -1), 1.0 / total, sigma / total.sqrt(), 1.0 / total.sqrt()
 
-    def forward(self, x, sigma):
+    def given(self, context):
+        """The denoiser of the density conditioned on ``context`` (n, n_context), as ``decode``, ``encode`` and ``log_prob`` take it."""
+        return _Given(self, context)
+
+    def forward(self, x, sigma, context=None):
         """Denoised x.
 
         Parameters
@@ -161,18 +167,20 @@ class ScoreNet(nn.Module):
             Noised point, standardised space.
         sigma : float or Tensor broadcastable to (...)
             Its noise level.
+        context : Tensor of shape (..., n_context), optional
+            What the density is conditioned on.
 
         Returns
         -------
         Tensor of shape (..., dim)
             Mean of the clean point given the noised one.
         """
-        hidden, skip, out, _ = self._prepare(x, sigma)
+        hidden, skip, out, _ = self._prepare(x, sigma, context)
         for layer in self.layers[:-1]:
             hidden = nn.functional.silu(layer(hidden))
         return skip * x + out * self.layers[-1](hidden)
 
-    def with_trace(self, x, sigma):
+    def with_trace(self, x, sigma, context=None):
         """Denoised x and the exact trace of its Jacobian.
 
         The Jacobian of the network is carried through the layers analytically (dim columns at once), so the
@@ -184,6 +192,7 @@ class ScoreNet(nn.Module):
             Noised points.
         sigma : float or Tensor broadcastable to (n,)
             Noise level.
+        context : Tensor of shape (n, n_context), optional
 
         Returns
         -------
@@ -191,7 +200,7 @@ class ScoreNet(nn.Module):
         trace : Tensor of shape (n,)
             tr dD/dx.
         """
-        hidden, skip, out, into = self._prepare(x, sigma)
+        hidden, skip, out, into = self._prepare(x, sigma, context)
         columns = self.layers[0].weight[:, : self.dim].T.expand(len(x), -1, -1)  # (n, dim, width): d(layer)/dx
         for i, layer in enumerate(self.layers[:-1]):
             before = layer(hidden)
@@ -202,6 +211,18 @@ class ScoreNet(nn.Module):
         trace = columns.diagonal(dim1=-2, dim2=-1).sum(-1)
         denoised = skip * x + out * self.layers[-1](hidden)
         return denoised, skip[:, 0] * self.dim + (out * into)[:, 0] * trace
+
+
+@dataclass(frozen=True)
+class _Given:
+    net: ScoreNet
+    context: torch.Tensor
+
+    def __call__(self, x, sigma):
+        return self.net(x, sigma, self.context)
+
+    def with_trace(self, x, sigma):
+        return self.net.with_trace(x, sigma, self.context)
 
 
 _SOLVERS = {  # with their default steps and the curvature of the grid that suits them best (benchmarks/solvers.py)
@@ -364,7 +385,7 @@ def _with_trace(model, x, trace, generator):
     return estimate
 
 
-def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
+def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None, context=None):
     """Fit the denoiser to points by denoising score matching; the averaged weights are left in ``net``.
 
     Parameters
@@ -383,6 +404,8 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
         Longest memory of the exponential moving average of the weights.
     sde : VE or VP, optional
         Noise schedule, uniform in its time (for VE, the default, in ln sigma); the same then goes to ``decode`` and ``log_prob``.
+    context : Tensor of shape (n, n_context), optional
+        What each point is conditioned on.
 
     Returns
     -------
@@ -404,12 +427,13 @@ def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None):
     for step in tqdm(range(steps), desc="score matching", disable=None):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (0.02 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        clean = x[torch.randint(len(x), (batch,), **draw).to(x.device)]
+        rows = torch.randint(len(x), (batch,), **draw).to(x.device)
+        clean, given = x[rows], None if context is None else context[rows]
         # levels are stratified over the batch: less noise in the loss at no cost
         sigma = sde.sigma((torch.arange(batch).to(x) + torch.rand(batch, **draw).to(x)) / batch)
         noised = clean + sigma[:, None] * torch.randn(clean.shape, **draw).to(x)
         weight = (sigma**2 + 1.0) / sigma**2
-        loss = (weight[:, None] * (net(noised, sigma) - clean) ** 2).mean()
+        loss = (weight[:, None] * (net(noised, sigma, given) - clean) ** 2).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -16,7 +16,7 @@ import torch
 from astropy.table import Table
 from tqdm import tqdm
 
-from popcosmos_lib import filters, parameters, store, uncertainty, universe
+from popcosmos_lib import filters, parameters, residuals, store, uncertainty, universe
 from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
 from popcosmos_lib.uncertainty import UncertaintyModel
 
@@ -48,7 +48,7 @@ class Survey:
 
     Parameters
     ----------
-    uncertainty : TwoDepths or UncertaintyModel
+    uncertainty : TwoDepths, UncertaintyModel or residuals.ConditionalDiffusion
         Distribution of the flux errors given the flux.
     zero_point : Tensor of shape (n_band,), optional
         Catalogue flux over true flux in each band; ones by default.
@@ -121,7 +121,7 @@ def load(profile="fast", weights="trained"):
     Returns
     -------
     Survey
-        With an `UncertaintyModel` in evaluation mode, frozen, on the CPU.
+        With the `residuals.ConditionalDiffusion` of notebook 03, in evaluation mode, frozen, on the CPU.
 
     Raises
     ------
@@ -129,9 +129,7 @@ def load(profile="fast", weights="trained"):
         If notebook 03 has not been run; the message says how.
     """
     artefact = store.load("uncertainty", profile, weights)
-    model = UncertaintyModel(hidden=artefact.data["weights.0"].shape[-1])
-    model.load_state_dict(artefact.data)
-    return Survey(model.eval().requires_grad_(False))
+    return Survey(residuals.from_state(artefact.data).requires_grad_(False))
 
 
 def select(flux, cuts, bands=filters.SHORT):

@@ -1,12 +1,16 @@
 """How uncertain a survey's fluxes are: the distribution of the 26 flux errors of a galaxy of given magnitudes.
 
-`TwoDepths` is the closed form that makes the built-in mock; `UncertaintyModel` is a network that learns the same thing from a
-catalogue's own errors. Both offer ``sample(flux, generator)`` or, for common random numbers, ``sample(flux, draws=...)`` with
-``width`` normal draws per galaxy.
+`TwoDepths` is the closed form that makes the built-in mock; `UncertaintyModel` is a mixture-density network that learns it from a
+catalogue's own errors, and `residuals.ConditionalDiffusion`, on top of it, how the bands belong together. All offer ``sample(flux,
+generator)`` or, for common random numbers, ``sample(flux, draws=...)`` with ``width`` normal draws per galaxy.
 
-The network is a mixture density of two Gaussians per band: Alsing et al. (2024) sect. 3.4 used one, which cannot follow tiles
-of two depths; Thorp et al. (2025) sect. 3.4 used a conditional diffusion model, which can, at the price of an ODE per draw.
-Introduced in notebook 03.
+A simulation asks for the errors of galaxies whose flux has no noise, and a catalogue shows fluxes that have. Given all 26 noisy
+magnitudes a network recognises a noisy galaxy by the jaggedness of its spectrum, and then quotes too small errors for the smooth
+spectra of the simulation. So the error of a band depends on the magnitude in that band only. Introduced in notebook 03.
+
+References
+----------
+Alsing et al. (2024) sect. 3.4 (one Gaussian per band); Thorp et al. (2025) sect. 3.4 (a conditional diffusion model, for two depths).
 """
 
 import math
@@ -17,7 +21,7 @@ from tqdm import trange
 
 from popcosmos_lib.bands import BANDS, asinh_magnitude
 
-__all__ = ["TwoDepths", "UncertaintyModel", "train"]
+__all__ = ["TwoDepths", "UncertaintyModel", "pit", "train"]
 
 _GROUPS = {"u": 0.45, "nir": 0.40, "irac": 0.16}  # fraction of galaxies on the shallow tiles, fitted as the columns of the band table
 _SHARED = 0.6  # share of the variance of ln sigma at fixed flux that all bands have in common (size and crowding of the galaxy)
@@ -57,42 +61,73 @@ class TwoDepths:
         return log_sigma.exp()
 
 
-class UncertaintyModel(nn.Module):
-    """Mixture-density networks: p(ln sigma_b | asinh magnitude in b), two Gaussians per band, bands tied by a Gaussian copula.
+class Learned(nn.Module):
+    """What the two networks share: how they are called."""
 
-    Each band has its own small network and sees its own magnitude only. Given all 26 noisy magnitudes a network does learn more,
-    but the wrong thing: the jaggedness of a spectrum tells how noisy it is, and on the noiseless spectra of a simulation that
-    network quotes errors that are too small.
+    width = 26
+
+    def sample(self, flux, generator=None, draws=None):
+        """Draw errors for galaxies of given flux.
+
+        Parameters
+        ----------
+        flux : Tensor of shape (n, 26)
+            Noiseless flux [µJy]; the result is differentiable in it. NaN = missing.
+        generator : torch.Generator, optional
+            Source of the draws where ``draws`` is not given.
+        draws : Tensor of shape (n, width), optional
+            Standard normal draws, kept fixed by a calibration so that its loss is a smooth function of its parameters.
+
+        Returns
+        -------
+        Tensor of shape (n, 26)
+            Error [µJy]: a continuous function of flux and draws.
+
+        Raises
+        ------
+        ValueError
+            If the draws do not have one row per galaxy.
+        """
+        draws = _normal(flux, self.width, generator, draws)
+        return torch.cat([self._sample(f, d) for f, d in zip(flux.split(_CHUNK), draws.split(_CHUNK), strict=True)])
+
+
+class UncertaintyModel(Learned):
+    """Mixture-density networks: p(ln sigma_b | asinh magnitude in b), bands tied by a Gaussian copula.
+
+    Each band has its own small network and sees its own magnitude only.
 
     Parameters
     ----------
     hidden : int
         Units in each of the two hidden layers of a band.
+    components : int
+        Gaussians per band: one is the model of Alsing et al. (2024), two follow tiles of two depths.
     generator : torch.Generator, optional
         Source of the initial weights.
     """
 
-    width = 26
-
-    def __init__(self, hidden=32, generator=None):
+    def __init__(self, hidden=32, components=2, *, generator=None):
         super().__init__()
-        sizes = [(1, hidden), (hidden, hidden), (hidden, 6)]
+        self.components = components
+        sizes = [(1, hidden), (hidden, hidden), (hidden, 3 * components)]
         self.weights = nn.ParameterList([torch.randn(26, i, o, generator=generator) * math.sqrt(2 / i) for i, o in sizes])
         self.biases = nn.ParameterList([torch.zeros(26, 1, o) for _, o in sizes])
         with torch.no_grad():
             self.weights[-1].mul_(0.1)
-            self.biases[-1][..., 2:4] = torch.tensor([-0.5, 0.5])  # the two means start apart
+            apart = torch.linspace(-1, 1, components + 2)[1:-1] * 1.5  # the means start at different places
+            self.biases[-1][..., components : 2 * components] = apart
         for name in ("magnitude_shift", "magnitude_scale", "log_sigma_shift", "log_sigma_scale"):
             self.register_buffer(name, torch.full((26,), float(name.endswith("scale"))))
         self.register_buffer("copula", torch.eye(26))  # Cholesky factor of the correlation of normal scores between bands
 
     def _mixture(self, flux):
-        """Log weights, means and log widths of the standardised ln sigma, each (n, 26, 2). A missing band enters at its mean."""
+        """Log weights, means and log widths of the standardised ln sigma, each (n, 26, components). A missing band enters at its mean."""
         x = (asinh_magnitude(flux) - self.magnitude_shift) / self.magnitude_scale
         x = torch.nan_to_num(x.clamp(-5.0, 5.0)).T[..., None]  # beyond what was trained the errors of the edge are kept
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x if i == 0 else nn.functional.silu(x), weight)
-        weight, mean, log_width = x.transpose(0, 1).unflatten(-1, (3, 2)).unbind(2)
+        weight, mean, log_width = x.transpose(0, 1).unflatten(-1, (3, self.components)).unbind(2)
         return torch.log_softmax(weight, -1), mean, log_width.clamp(-5.0, 2.0)
 
     def _standard(self, sigma):
@@ -126,33 +161,16 @@ class UncertaintyModel(nn.Module):
         """Probability integral transform of each error, (n, 26): uniform on 0-1 if the model is right. Arguments as `log_prob`."""
         return self._cumulative(self._standard(sigma), *self._mixture(flux))
 
-    def sample(self, flux, generator=None, draws=None):
-        """Draw errors for galaxies of given flux.
-
-        Parameters
-        ----------
-        flux : Tensor of shape (n, 26)
-            Noiseless flux [µJy]; the result is differentiable in it. NaN = missing.
-        generator : torch.Generator, optional
-            Source of the draws where ``draws`` is not given.
-        draws : Tensor of shape (n, width), optional
-            Standard normal draws, kept fixed by a calibration so that its loss is a smooth function of its parameters.
-
-        Returns
-        -------
-        Tensor of shape (n, 26)
-            Error [µJy]: a continuous function of flux and draws (the mixture is inverted, no component is switched). The gradient
-            is bounded between two well separated depths, where the true one diverges.
-
-        Raises
-        ------
-        ValueError
-            If the draws do not have one row per galaxy.
-        """
-        draws = _normal(flux, self.width, generator, draws)
-        return torch.cat([self._sample(f, d) for f, d in zip(flux.split(_CHUNK), draws.split(_CHUNK), strict=True)])
+    def joint_log_prob(self, flux, sigma):
+        """Log density of the 26 ln sigma together under the copula, (n,) [nat]; no band may be missing. Arguments as `log_prob`."""
+        score = torch.special.ndtri(self.cdf(flux, sigma).clamp(1e-6, 1 - 1e-6))
+        free = torch.linalg.solve_triangular(self.copula, score.T, upper=False).T
+        tied = 0.5 * (score**2 - free**2).sum(-1) - self.copula.diagonal().log().sum()
+        return self.log_prob(flux, sigma).sum(-1) + tied
 
     def _sample(self, flux, draws):
+        """The mixture is inverted, no component is switched. The gradient is bounded between two well separated depths, where the true
+        one diverges."""
         mixture = self._mixture(flux)
         with torch.no_grad():
             wanted = torch.special.ndtr(draws @ self.copula.T).clamp(1e-5, 1 - 1e-5)
@@ -170,7 +188,7 @@ class UncertaintyModel(nn.Module):
         return (root * self.log_sigma_scale + self.log_sigma_shift).exp()
 
 
-def train(flux, sigma, steps, generator, hidden=32, batch=512, rate=3e-3):
+def train(flux, sigma, steps, generator, *, hidden=32, components=2, batch=512, rate=3e-3):
     """Fit the network to a catalogue's own fluxes and errors.
 
     Parameters
@@ -196,15 +214,10 @@ def train(flux, sigma, steps, generator, hidden=32, batch=512, rate=3e-3):
     ValueError
         If an error is not positive: its logarithm is what is learned.
     """
-    usable = flux.isfinite() & sigma.isfinite()
-    if not (sigma[usable] > 0).all():
-        raise ValueError(f"{int((sigma[usable] <= 0).sum())} flux errors are not positive: mark those bands as missing (NaN) first")
-    flux, sigma = torch.where(usable, flux, torch.nan).float(), torch.where(usable, sigma, torch.nan).float()
-    model = UncertaintyModel(hidden, generator=generator)
-    for name, value in (("magnitude", asinh_magnitude(flux)), ("log_sigma", sigma.log())):
-        shift = value.nanmean(0)
-        getattr(model, f"{name}_shift").copy_(shift.nan_to_num())
-        getattr(model, f"{name}_scale").copy_((value - shift).square().nanmean(0).sqrt().nan_to_num(1.0).clamp_min(1e-3))
+    flux, sigma, usable = measured(flux, sigma)
+    model = UncertaintyModel(hidden, components, generator=generator)
+    standardise(model, "magnitude", asinh_magnitude(flux))
+    standardise(model, "log_sigma", sigma.log())
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     history = torch.zeros(steps)
@@ -221,12 +234,55 @@ def train(flux, sigma, steps, generator, hidden=32, batch=512, rate=3e-3):
     return model.eval(), history
 
 
+def measured(flux, sigma):
+    """Flux and error in float32, NaN where either is missing, and which are not."""
+    usable = flux.isfinite() & sigma.isfinite()
+    if not (sigma[usable] > 0).all():
+        raise ValueError(f"{int((sigma[usable] <= 0).sum())} flux errors are not positive: mark those bands as missing (NaN) first")
+    return torch.where(usable, flux, torch.nan).float(), torch.where(usable, sigma, torch.nan).float(), usable
+
+
+def standardise(model, name, values):
+    """Set the buffers ``name_shift`` and ``name_scale`` to the mean and the spread of the values (n, k); NaN = missing."""
+    shift = values.nanmean(0)
+    getattr(model, f"{name}_shift").copy_(shift.nan_to_num())
+    getattr(model, f"{name}_scale").copy_((values - shift).square().nanmean(0).sqrt().nan_to_num(1.0).clamp_min(1e-3))
+
+
+def covariance(x):
+    """Second moments (k, k) in float64 of centred values (n, k), over the galaxies that have both; made positive definite."""
+    known, filled = x.isfinite().double(), x.nan_to_num().double()
+    value, vector = torch.linalg.eigh((filled.T @ filled) / (known.T @ known).clamp_min(1.0))
+    return (vector * value.clamp_min(1e-3)) @ vector.T
+
+
+@torch.no_grad()
+def pit(model, flux, sigma, generator, draws=40):
+    """Probability integral transform of each error by its rank among draws, for any model.
+
+    Parameters
+    ----------
+    model : object with ``sample``
+    flux, sigma : Tensor of shape (n, 26)
+        Flux and its error [µJy].
+    generator : torch.Generator
+        Source of the draws, and of the place within a rank, so that a calibrated model gives exactly uniform values.
+    draws : int
+        Draws per galaxy. With a few, two ridges pass for one broad one.
+
+    Returns
+    -------
+    Tensor of shape (n, 26)
+        Uniform on (0, 1) if the model is right.
+    """
+    rank = sum((model.sample(flux, generator=generator) < sigma).float() for _ in range(draws))
+    return (rank + torch.rand(rank.shape, generator=generator)) / (draws + 1)
+
+
 @torch.no_grad()
 def _fit_copula(model, flux, sigma):
     """Correlation between bands of the normal scores of the errors; a galaxy on a shallow tile is shallow in the whole group."""
     scores = torch.cat([model.cdf(f, s) for f, s in zip(flux.split(_CHUNK), sigma.split(_CHUNK), strict=True)])
-    scores = torch.special.ndtri(scores.clamp(1e-5, 1 - 1e-5)).nan_to_num().double()  # a missing band counts as independent
-    correlation = (scores.T @ scores) / len(scores)
-    spread = correlation.diagonal().clamp_min(1e-6).sqrt()
-    correlation = correlation / (spread[:, None] * spread)
-    model.copula.copy_(torch.linalg.cholesky(0.999 * correlation + 0.001 * torch.eye(26, dtype=torch.float64)))
+    tied = covariance(torch.special.ndtri(scores.clamp(1e-5, 1 - 1e-5)))
+    spread = tied.diagonal().sqrt()
+    model.copula.copy_(torch.linalg.cholesky(tied / (spread[:, None] * spread)))

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from popcosmos_lib import figures
 
-__all__ = ["calibration", "sky", "uncertainties"]
+__all__ = ["calibration", "joint", "sky", "uncertainties"]
 
 _GREY, _MODEL = "0.55", figures.COLOURS[1]
 
@@ -27,15 +27,14 @@ def _levels(counts, fractions):
     return sorted({ordered[np.searchsorted(enclosed, f)] for f in fractions})
 
 
-def uncertainties(panels, names=("mock catalogue (truth)", "learned model")):
-    """Distribution of flux errors against magnitude in the catalogue and in the learned model.
+def uncertainties(panels):
+    """Distribution of flux errors against magnitude in the catalogue and in two learned models.
 
     Parameters
     ----------
-    panels : dict of str to ((magnitude, log_sigma), (magnitude, log_sigma))
-        Band -> catalogue and model, each two arrays of shape (n,): observed AB asinh magnitude and log10 of the flux error [µJy].
-    names : (str, str)
-        What the two are, for the legend.
+    panels : dict of str to dict of str to (magnitude, log_sigma)
+        Band -> label -> two arrays of shape (n,): observed AB asinh magnitude and log10 of the flux error [µJy]. The catalogue first, as
+        a grey density, then the models, as contours.
 
     Returns
     -------
@@ -44,21 +43,54 @@ def uncertainties(panels, names=("mock catalogue (truth)", "learned model")):
     """
     rows = -(-len(panels) // 4)
     fig, axes = plt.subplots(rows, 4, figsize=(figures.DOUBLE, 1.65 * rows + 0.35))
-    for axis, (band, (catalogue, model)) in zip(axes.flat, panels.items(), strict=True):
+    styles = {"colors": _MODEL, "linestyles": "-"}, {"colors": figures.COLOURS[0], "linestyles": "--"}
+    for axis, (band, (catalogue, *models)) in zip(axes.flat, ((b, p.values()) for b, p in panels.items()), strict=True):
         edges = [np.linspace(*np.percentile(catalogue[i], q), 41) for i, q in ((0, [0.3, 99.9]), (1, [0.1, 99.7]))]
         extent = [edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]]
         grey = _density(*catalogue, edges)
         axis.imshow(np.sqrt(grey), origin="lower", aspect="auto", extent=extent, cmap="Greys", vmax=1.3 * np.sqrt(grey.max()))
         centres = [0.5 * (e[1:] + e[:-1]) for e in edges]
-        counts = _density(*model, edges)
-        axis.contour(*centres, counts, _levels(counts, [0.95, 0.68]), colors=_MODEL, linewidths=[0.7, 1.1])
+        for model, style in zip(models, styles, strict=True):
+            counts = _density(*model, edges)
+            axis.contour(*centres, counts, _levels(counts, [0.95, 0.68]), linewidths=[0.7, 1.1], **style)
         axis.text(0.95, 0.93, band, transform=axis.transAxes, va="top", ha="right", weight="bold")
         axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
         axis.yaxis.set_major_locator(plt.MaxNLocator(4))
     fig.supxlabel("observed asinh magnitude [AB mag]", fontsize=8)
     fig.supylabel(r"$\log_{10}\,\sigma$ [µJy]", fontsize=8)
-    keys = [Patch(color="0.6"), Line2D([], [], color=_MODEL)]
-    fig.legend(keys, [names[0], f"{names[1]}, 68 and 95 %"], loc="outside upper center", ncols=2)
+    catalogue, *models = next(iter(panels.values()))
+    keys = [Patch(color="0.6"), *(Line2D([], [], color=s["colors"], ls=s["linestyles"]) for s in styles)]
+    fig.legend(keys, [catalogue, *(f"{name}, 68 and 95 %" for name in models)], loc="outside upper center", ncols=3)
+    return fig
+
+
+def joint(clouds, couples):
+    """Errors of two bands against each other.
+
+    Parameters
+    ----------
+    clouds : dict of str to list of array of shape (n, 2)
+        Label -> for each couple, the residuals of ln sigma of the two bands; the first label is the sky.
+    couples : list of (str, str)
+        Names of the two bands.
+
+    Returns
+    -------
+    Figure
+        Double width: a row for each couple, a column for each label.
+    """
+    size = figures.DOUBLE, 1.75 * len(couples) + 0.4
+    fig, axes = plt.subplots(len(couples), len(clouds), figsize=size, sharex="row", sharey="row", squeeze=False)
+    for row, (x, y), i in zip(axes, couples, range(len(couples)), strict=True):
+        edges = [np.linspace(*np.percentile(next(iter(clouds.values()))[i][:, k], [0.1, 99.9]), 51) for k in (0, 1)]
+        extent = [edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]]
+        for axis, (label, values) in zip(row, clouds.items(), strict=True):
+            counts = np.histogram2d(*values[i].T, edges)[0].T
+            axis.imshow(np.sqrt(counts), origin="lower", aspect="auto", extent=extent, cmap="Blues")
+            axis.set(xlabel=rf"residual of $\ln\sigma$ in {x}")
+            if i == 0:
+                axis.set_title(label, fontsize=8)
+        row[0].set_ylabel(f"residual in {y}")
     return fig
 
 
