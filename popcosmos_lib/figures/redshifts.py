@@ -96,12 +96,14 @@ def _errors(axis, error):
     axis.plot(place - 0.15, error["start"], "s", ms=3.5, mfc="none", color=_START)
     axis.errorbar(place + 0.15, error["model"], error["sampling"], fmt="none", color=_MODEL, lw=0.8, capsize=2)
     axis.errorbar(place + 0.15, error["model"], error["ensemble"], fmt="o", ms=3.5, color=_MODEL, lw=2.4)
-    reach = 1.15 * np.abs([error["model"] + error["sampling"], error["model"] - error["sampling"], error["cosmic"], error["start"]]).max()
+    high, low = error["model"] + error["sampling"], error["model"] - error["sampling"]
+    shown = np.concatenate([high, low, error["start"], error["cosmic"], -error["cosmic"]])
+    margin = 0.08 * np.ptp(shown)
     axis.set(
         title="error of the mean",
         xlabel="bin",
         ylabel=r"$\Delta\langle z\rangle/(1+z)$",
-        ylim=(-reach, reach),
+        ylim=(shown.min() - margin, shown.max() + margin),
         xlim=(-0.6, place[-1] + 0.6),
     )
     axis.set_xticks(place, ["all", *map(str, place[1:])])
