@@ -102,6 +102,11 @@ class Mock:
         return population.Photometry(flux, flux_err, flux_true, survey.select(flux, self.selection, self.sky.bands))
 
     @torch.no_grad()
+    def photometry(self, theta, generator):
+        """What the survey makes of galaxies of given parameters (n, 16): ``observe`` of their ``flux_true``."""
+        return self.observe(self.flux_true(theta), generator)
+
+    @torch.no_grad()
     def chunk(self, stream, index):
         """The galaxies among ``CHUNK`` that pass the selection.
 
@@ -118,7 +123,7 @@ class Mock:
         seed = np.random.SeedSequence([stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1)
         generator = torch.Generator().manual_seed(int(seed))  # on the CPU, so that every device sees the same galaxies
         theta = self.model.sample(CHUNK, generator)
-        seen = self.observe(self.flux_true(theta), generator)
+        seen = self.photometry(theta, generator)
         derived = self.synthesiser.derived(theta)
         derived = torch.stack([derived[name] for name in ("age", "log_mass", "log_sfr", "log_ssfr")], -1)
         return torch.cat([theta, derived, seen.flux, seen.flux_err, seen.flux_true], -1)[seen.selected].cpu()
@@ -167,7 +172,7 @@ class Mock:
         return Table(rows.numpy(), names=list(self.units), units=[unit or None for unit in self.units.values()], meta=self.meta)
 
 
-def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained", device=None):
+def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained", emulator=None, device=None):
     """What makes mock catalogues of the calibrated population in a survey.
 
     Parameters
@@ -179,6 +184,9 @@ def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained"
         no mock, and in that survey the cut is always among the cuts.
     profile, weights : str
         As for ``population.load``.
+    emulator : {None, "trained", "published"}
+        Weights of the emulator, as for ``emulator.load``; by default those of the population, or the shipped ones where notebook 02 has
+        not been run.
     device : str, optional
         Where to compute; CUDA if it is there, by default.
 
@@ -204,7 +212,7 @@ def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained"
         population.load(profile, weights).to(device),
         sky,
         sps.load(list(sky.bands.values())).to(device),
-        emulator=_emulator(set(sky.bands.values()), profile, weights, device),
+        emulator=_emulator(set(sky.bands.values()), profile, emulator or (None if weights == "trained" else weights), device),
         selection=selection,
     )
     limit = f"p(theta | {population.SELECTION} in COSMOS2020)"
@@ -219,7 +227,7 @@ def _emulator(curves, profile, weights, device):
     """The trained emulator whose bands include these, as the notebooks would load it, or None."""
     for kind in ("photometry", "survey"):
         try:
-            found = emulator.load(kind, profile, None if weights == "trained" else weights)
+            found = emulator.load(kind, profile, weights)
         except store.Missing:
             continue
         if curves <= set(found.bands):

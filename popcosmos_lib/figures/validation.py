@@ -1,4 +1,4 @@
-"""Figures of the overview, the validation, n(z), the extrapolation and the explainability notebooks."""
+"""Figures of the overview, the validation, the extrapolation and the explainability notebooks."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from popcosmos_lib import figures
 
-__all__ = ["components", "contours", "extrapolation", "information", "marginals", "parameters", "pipeline", "redshifts"]
+__all__ = ["components", "contours", "extrapolation", "information", "marginals", "parameters", "pipeline"]
 
 _TRUTH, _MODEL, _START = "0.75", figures.COLOURS[1], figures.COLOURS[0]
 
@@ -181,58 +181,6 @@ def parameters(truth, prior, model, labels, width, constrained, names=("truth, h
     for axis in axes[:, 0]:
         axis.set_ylabel("density")
     _legend(fig, dict(zip(("truth", "start", "model"), names, strict=True)))
-    return fig
-
-
-def _redshift_density(axis, middle, truth, model, band, start, offset=0.0):
-    axis.fill_between(middle, offset, offset + truth, step="mid", color=_TRUTH, lw=0)
-    if start is not None:
-        axis.step(middle, offset + start, where="mid", color=_START, ls=":", lw=1.0)
-    axis.fill_between(middle, offset + band[0], offset + band[1], step="mid", color=_MODEL, alpha=0.3, lw=0)
-    axis.step(middle, offset + model, where="mid", color=_MODEL, lw=1.0)
-
-
-def redshifts(middle, surveys, errors):
-    """n(z) of two surveys, of the tomographic bins of the first, and the error of the mean redshift in each bin.
-
-    Parameters
-    ----------
-    middle : ndarray of shape (k,)
-        Bin centres in redshift.
-    surveys : dict of str to dict
-        Title -> ``truth``, ``model``, ``start`` of shape (1 + bins, k) and ``band`` of shape (2, 1 + bins, k): densities
-        of all galaxies (row 0) and of the tomographic bins, with the 16-84 % bootstrap range of the model.
-    errors : dict of str to (model, model_sd, start)
-        Title -> arrays of shape (1 + bins,): error of the mean redshift divided by 1 + z.
-
-    Returns
-    -------
-    Figure
-        Double width.
-    """
-    fig, axes = plt.subplots(2, 3, figsize=(figures.DOUBLE, 4.5), width_ratios=[1, 1, 0.85])
-    for row, (title, n) in zip(axes, surveys.items(), strict=True):
-        _redshift_density(row[0], middle, n["truth"][0], n["model"][0], n["band"][:, 0], n["start"][0])
-        row[0].set(title=title, xlabel="redshift", ylabel="n(z)", ylim=(0, None))
-        step = 1.05 * max(n["truth"][1:].max(), n["model"][1:].max())
-        reach = middle[min(np.searchsorted(np.cumsum(n["truth"][0]) / n["truth"][0].sum(), 0.997), len(middle) - 1)]
-        for b in range(1, len(n["truth"])):
-            _redshift_density(row[1], middle, n["truth"][b], n["model"][b], n["band"][:, b], None, (b - 1) * step)
-            row[1].axhline((b - 1) * step, color="0.4", lw=0.4)
-            row[1].text(0.97 * reach, (b - 0.55) * step, f"bin {b}", ha="right", fontsize=7)
-        row[1].set(title="by quartile of $r-i$", xlabel="redshift", ylabel="n(z) + offset", yticks=[])
-        for axis in row[:2]:
-            axis.set_xlim(0, reach)
-        model, sd, start = errors[title]
-        place = np.arange(len(model))
-        row[2].axhspan(-0.05, 0.05, color="0.92")
-        row[2].axhline(0, color="k", lw=0.5)
-        row[2].plot(place - 0.12, start, "s", ms=3.5, mfc="none", color=_START)
-        row[2].errorbar(place + 0.12, model, sd, fmt="o", ms=3.5, color=_MODEL, lw=1)
-        row[2].set_xticks(place, ["all", *map(str, place[1:])])
-        row[2].xaxis.set_minor_locator(plt.NullLocator())
-        row[2].set(title="error of the mean", xlabel="bin", ylabel=r"$\Delta\langle z\rangle/(1+z)$")
-    _legend(fig, {"truth": "mock sky, held out", "model": "calibrated model (16-84 %)", "start": "before calibration"})
     return fig
 
 

@@ -102,6 +102,27 @@ def test_a_survey_with_an_emulator_uses_it_and_any_other_the_synthesis(root):
     assert torch.allclose(torch.as_tensor(table["flux_true_z"].data), slow[:, 1], rtol=1e-3)
 
 
+def test_population_and_emulator_are_chosen_apart(root):
+    assert mocks.load(root / "mine.yaml", profile="smoke", emulator="trained").meta["photometry"] == "emulator"
+    shipped = mocks.load(root / "mine.yaml", profile="smoke", emulator="published")
+    assert shipped.meta["photometry"] == "direct synthesis", "no shipped emulator has these bands, and the trained one was not asked for"
+    lsst = mocks.load("lsst-y1", profile="smoke", emulator="published")
+    assert lsst.meta["photometry"] == "emulator" and lsst.meta["networks"]["population"], (
+        "a trained population through the shipped emulator"
+    )
+    assert lsst.meta["networks"]["emulator"] == provenance.sha256(
+        Path(emulator.__file__).parent / "weights" / "emulator_survey.safetensors"
+    )
+
+
+def test_given_galaxies_are_observed_as_those_of_a_mock(root):
+    made = mocks.load(root / "mine.yaml", profile="smoke")
+    theta = made.model.sample(400, rng())
+    seen = made.photometry(theta, rng(2))
+    assert torch.equal(seen.flux_true, made.flux_true(theta)) and torch.equal(seen.flux, made.photometry(theta, rng(2)).flux)
+    assert torch.equal(seen.selected, survey.select(seen.flux, "r<23", "gri")) and 0 < seen.selected.sum() < 400
+
+
 def test_noise_is_that_of_the_survey_and_every_galaxy_passes(root):
     made = mocks.load(root / "mine.yaml", "r<40", profile="smoke")  # nothing but negative fluxes fails
     table = stack(list(made.tables(3000, rng())))
