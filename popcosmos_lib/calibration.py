@@ -1,27 +1,38 @@
-"""Calibrating a population: posterior draws for every galaxy of a catalogue, then transport of mock photometry onto the catalogue's.
+"""Calibrating a population: three objectives behind one call, the uncertainty of the result, and what lies beyond the selection.
 
-Nothing here sees the truth of a mock: only observed fluxes and their errors. Introduced in notebook 04.
+Nothing here sees the truth of a mock: only observed fluxes and their errors. What is learned is p(theta | selected); ``unselected`` turns
+it into p(theta). Introduced in notebook 04.
 
 References
 ----------
-Alsing et al. (2024), arXiv:2402.00935 sect. 4 (optimal transport with fixed base draws); Neal (2011), arXiv:1206.1901
-(Hamiltonian Monte Carlo).
+Alsing et al. (2024), arXiv:2402.00935 sect. 4 (optimal transport with fixed base draws); Thorp et al. (2025), arXiv:2506.12122 sect. 3.5
+(summaries); Neal (2011), arXiv:1206.1901 (Hamiltonian Monte Carlo).
 """
 
-import copy
+import difflib
 import math
+from typing import NamedTuple
 
 import torch
 from scipy.stats import ks_2samp
+from torch import nn
 from tqdm import tqdm
 
-from popcosmos_lib import likelihood, parameters, transport
+from popcosmos_lib import likelihood, parameters, summaries, transport
 from popcosmos_lib.bands import asinh_magnitude
+from popcosmos_lib.checkpoint import Checkpoint
 from popcosmos_lib.filters import SHORT
+from popcosmos_lib.matching import match
+from popcosmos_lib.population import Ensemble, Photometry, Population, inside
 
-__all__ = ["OBJECTIVES", "Closure", "calibrate", "posterior_draws"]
+__all__ = [
+    "BEYOND", "OBJECTIVES", "Calibration", "Closure", "Unselected", "calibrate", "check", "ensemble", "passing", "posterior_draws",
+    "unselected",
+]  # fmt: skip
 
-OBJECTIVES = {"sliced": transport.sliced_wasserstein, "sinkhorn": transport.sinkhorn}
+OBJECTIVES = ("posterior", "transport", "summaries")
+BEYOND = 0.05  # chance of being selected below which the population is extrapolated
+_FEWEST = 100  # galaxies with all bands that a distance of clouds needs
 _ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
 _GALAXIES = 2048  # sampled at once on a CPU: their networks' activations stay in cache
 _TARGET = 0.75  # acceptance aimed at
@@ -138,97 +149,184 @@ def _chains(start, flux, flux_err, emulator, prior, spread, floor, generator, tr
     return torch.stack(kept, 1), acceptance
 
 
-def calibrate(population, forward, flux, *, generator, objective="sliced", iterations=60, batch=1024, lr=1e-4, inside=0.2, every=10):
-    """Move a population so that its mock photometry lies on a catalogue's.
+class Calibration(NamedTuple):
+    """What a calibration learned.
 
-    The loss is the distance plus a second term, -ln P(selected | theta), that pulls back the galaxies which a smooth density
-    leaks across the sharp limit of the catalogue; without it the cheapest way to lower the distance is to leak more. Base
-    draws are fixed, so the loss is a smooth function of the weights. A third of the catalogue is held out and the weights
-    of the smallest held-out loss are kept. A falling distance is no proof of a better redshift distribution: few and small
-    steps are taken.
+    Attributes
+    ----------
+    population : Population
+        p(theta | selected).
+    log_zero_point : Tensor of shape (26,)
+        ln of catalogue flux over true flux.
+    line_scale : Tensor of shape (44,)
+        Fraction by which each line of ``lines.CALIBRATED`` is stronger than in the synthesis.
+    history : dict of str to list
+        See ``matching.match``; of the objective "posterior" also that of ``em.posteriors``, its names after ``em_``.
+    draws : Tensor of shape (n, k, 16), or None
+        Draws of each galaxy's posterior, objective "posterior" only.
+    """
+
+    population: Population
+    log_zero_point: torch.Tensor
+    line_scale: torch.Tensor
+    history: dict
+    draws: torch.Tensor | None = None
+
+
+def check(objective):
+    """Complain about an objective that there is not, with the nearest one that there is."""
+    if objective not in OBJECTIVES:
+        near = difflib.get_close_matches(str(objective), OBJECTIVES, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}{hint}")
+
+
+def calibrate(catalogue, *, objective="posterior", forward, start, generator, checkpoint=None, **options):
+    """Learn the population of a catalogue from its photometry.
 
     Parameters
     ----------
-    population : Population
-        Calibrated in place.
+    catalogue : object with ``flux`` and ``flux_err``, (n, 26) [µJy]
+        Selected galaxies; NaN = missing. "transport" and "summaries" leave out galaxies with a missing band.
+    objective : {"posterior", "transport", "summaries"}
+        Draws of every galaxy's posterior, by expectation-maximisation, then a density of them all and a short transport; distance of the
+        clouds of photometry (Alsing+24 sect. 4); summary statistics (Thorp+25 sect. 3.5).
     forward : ForwardModel
         Parameters to photometry.
-    flux : Tensor of shape (n, 26)
-        Observed flux of the selected catalogue [µJy], finite.
+    start : Tensor of shape (n, 16) or Population
+        Galaxies whose density is learned first (draws of a prior that pass the selection, or fits), or the density itself.
     generator : torch.Generator
-        Base draws, batches and directions.
-    objective : {"sliced", "sinkhorn"}
-        Distance on 26 standardised asinh magnitudes and 25 colours.
-    iterations, batch, lr : int, int, float
-        Adam steps, mock galaxies a step, and rate (cosine to zero).
-    inside : float
-        Weight of the second term.
-    every : int
-        Steps between held-out scores.
+        All randomness.
+    checkpoint : checkpoint.Checkpoint, optional
+        A killed run that is started again with it ends at the same result; stages write files beside its own.
+    **options
+        Of ``matching.match``; ``start_steps``, training steps of the first density (4000); for "transport" ``distance``, "sliced" (default)
+        or "sinkhorn"; for "posterior" ``steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr`` (3e-5), steps
+        and rate of the transport, and all that ``em.posteriors`` takes.
 
     Returns
     -------
-    history : dict of str to list
-        ``iteration``; held out, ``loss`` and its first part ``distance`` (sliced W2 whatever the objective); ``mean_z`` of the mock
-        and the fraction ``selected``.
+    Calibration
 
     Raises
     ------
     ValueError
-        If the objective is unknown.
+        If there is no such objective, or hardly any galaxy has all bands.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
-    cut = (2 * len(flux)) // 3
-    features = transport.Features(asinh_magnitude(flux[:cut]))
-    data, held = features(asinh_magnitude(flux[:cut])), features(asinh_magnitude(flux[cut:]))
-    size = max(8 * batch, len(held))
-    base = torch.randn(size, 16, generator=generator, device=generator.device).to(flux)
-    draws = forward.draws(size, generator)
-
-    def mock(rows):
-        theta = population.from_base(base[rows])
-        seen = forward(theta, type(draws)(*(d[rows] for d in draws)))
-        return theta, seen, features(asinh_magnitude(seen.flux[seen.selected]))
-
-    def record(step):
-        with torch.no_grad():
-            parts = [mock(rows) for rows in torch.arange(size).split(_ROWS)]
-            missed = torch.cat([-forward.log_selected(part[1]) for part in parts]).mean()
-        cloud, passed = torch.cat([part[2] for part in parts]), torch.cat([part[1].selected for part in parts])
-        z = parameters.column(torch.cat([part[0] for part in parts]), "z")[passed]
-        distance = transport.sliced_wasserstein(cloud, held)
-        scores = step, float(distance + inside * missed), float(distance), float(z.mean()), float(passed.float().mean())
-        for name, value in zip(history, scores, strict=True):
-            history[name].append(value)
-
-    history = {name: [] for name in ("iteration", "loss", "distance", "mean_z", "selected")}
-    record(0)
-    best = copy.deepcopy(population.state_dict())
-    population.requires_grad_(True)
-    optimiser = torch.optim.Adam(population.net.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / iterations)))
-    for step in tqdm(range(1, iterations + 1), desc=f"transport ({objective})", disable=None):
-        target = data
-        if objective == "sinkhorn":  # its cost is a matrix
-            target = data[_rows(len(data), batch, generator)]
-        _, seen, cloud = mock(_rows(size, batch, generator))
-        loss = OBJECTIVES[objective](cloud, target, generator=generator) - inside * forward.log_selected(seen).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % every == 0 or step == iterations:
-            record(step)
-            if history["loss"][-1] == min(history["loss"]):
-                best = copy.deepcopy(population.state_dict())
-    population.load_state_dict(best)
-    population.requires_grad_(False)
-    return history
+    check(objective)
+    if checkpoint is not None:
+        checkpoint = Checkpoint(checkpoint.path, checkpoint.key | {"objective": objective, "options": repr(sorted(options.items()))})
+    if objective == "posterior":
+        return _posterior(catalogue, forward, start, generator, checkpoint, **options)
+    train, held = _split(catalogue, objective, generator)
+    start_steps = options.pop("start_steps", 4000)
+    if objective == "transport":
+        loss = transport.Transport(train, options.pop("distance", "sliced"))
+        options = {"charge": 1.0 if loss.distance == "sinkhorn" else 0.2} | options  # sqrt(26) directions at once, not their mean
+    else:
+        loss, options = summaries.Summaries(train), {"iterations": 120, "batch": 4096, "charge": 0.02} | options
+    population = start if isinstance(start, nn.Module) else _learn(start, generator, _stage(checkpoint, "start"), start_steps)
+    population, corrections, history = match(
+        population, forward, loss, held, generator=generator, checkpoint=_stage(checkpoint, objective), **options
+    )
+    _clear(checkpoint, "start")
+    return Calibration(population, *corrections, history)
 
 
-def _rows(n, size, generator):
-    return torch.randint(n, (size,), generator=generator, device=generator.device)
+def _posterior(catalogue, forward, start, generator, checkpoint, *, steps=8000, polish=50, polish_lr=3e-5, corrections=False, **options):
+    from popcosmos_lib import em
+
+    drawn = _stage(checkpoint, "draws")
+    if saved := drawn.load():
+        theta, em_history = saved["theta"].to(catalogue.flux), saved["history"]
+        generator.set_state(saved["generator"])
+    else:
+        photometry = catalogue.flux, catalogue.flux_err
+        found = em.posteriors(
+            *photometry, forward=forward, start=start, generator=generator, checkpoint=_stage(checkpoint, "em"), **options
+        )
+        theta, em_history = found.theta, found.history
+        drawn.save({"theta": theta, "history": em_history, "generator": generator.get_state()})
+    population = _learn(theta.flatten(0, 1), generator, _stage(checkpoint, "density"), steps)
+    train, held = _split(catalogue, "the transport at the end", generator)
+    population, learned, history = match(
+        population, forward, transport.Transport(train), held, generator=generator, checkpoint=_stage(checkpoint, "polish"),
+        iterations=polish, lr=polish_lr, corrections=corrections,
+    )  # fmt: skip
+    _clear(checkpoint, "em", "draws", "density")
+    return Calibration(population, *learned, history | {f"em_{name}": values for name, values in em_history.items()}, theta)
+
+
+def _stage(checkpoint, name):
+    """The checkpoint of one stage, in a file of its own."""
+    if checkpoint is None or checkpoint.path is None:
+        return Checkpoint(None, {})
+    return Checkpoint(checkpoint.path.with_name(f"{checkpoint.path.stem}_{name}{checkpoint.path.suffix}"), checkpoint.key)
+
+
+def _clear(checkpoint, *names):
+    for name in names:
+        _stage(checkpoint, name).clear()
+
+
+def _learn(theta, generator, checkpoint, steps, **options):
+    """Density of galaxies, or the one that a killed run had learned."""
+    saved = checkpoint.load()
+    if saved:
+        generator.set_state(saved["generator"])
+        return Population.from_state(saved["population"]).to(theta.device)
+    population = Population.fit(theta[inside(theta)], generator=generator, steps=steps, **options)[0]
+    checkpoint.save({"population": population.state_dict(), "generator": generator.get_state()})
+    return population
+
+
+def _split(catalogue, what, generator):
+    """asinh magnitudes of galaxies with all bands, two thirds to learn from and one held out."""
+    whole = catalogue.flux.isfinite().all(-1)
+    if not whole.all():
+        print(f"calibrate: {int((~whole).sum())} of {len(whole)} galaxies lack a band and are left out of {what}")
+    if whole.sum() < _FEWEST:
+        raise ValueError(
+            f"only {int(whole.sum())} of {len(whole)} galaxies have all {catalogue.flux.shape[-1]} bands, too few to compare clouds of "
+            'photometry: drop the band that is missing most, or take objective="posterior", which needs no band in particular'
+        )
+    magnitude = asinh_magnitude(catalogue.flux[whole])
+    order = torch.randperm(len(magnitude), generator=generator, device=generator.device).to(magnitude.device)
+    cut = (2 * len(magnitude)) // 3
+    return magnitude[order[:cut]], magnitude[order[cut:]]
+
+
+@torch.no_grad()
+def passing(forward, draw, n, generator):
+    """Galaxies that pass the selection.
+
+    Parameters
+    ----------
+    forward : ForwardModel
+    draw : callable
+        ``draw(n, generator)`` gives galaxies (n, 16): the ``sample`` of a population or of a prior.
+    n : int
+        Number wanted.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Tensor of shape (n, 16)
+
+    Raises
+    ------
+    ValueError
+        If hardly any passes.
+    """
+    kept, tried = [], 0
+    while sum(map(len, kept)) < n:
+        theta = draw(_ROWS, generator)
+        seen = forward(theta, forward.draws(len(theta), generator))
+        kept.append(theta[seen.selected.to(theta.device)])
+        tried += len(theta)
+        if tried >= 20 * _ROWS and sum(map(len, kept)) < 1e-3 * tried:
+            raise ValueError(f"fewer than one galaxy in 1000 passes {forward.selection}: this start does not cover the catalogue")
+    return torch.cat(kept)[:n]
 
 
 class Closure:
@@ -284,3 +382,106 @@ class Closure:
     @staticmethod
     def _error(z, truth):
         return float((z.mean() - truth.mean()) / (1 + truth.mean()))
+
+
+def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=None, steps=8000, polish=50, polish_lr=3e-5, **options):
+    """The population's own uncertainty: densities of bootstrapped galaxies, each with new weights and a short transport.
+
+    Galaxies are drawn with replacement, each with all draws of its posterior; the galaxies that were not drawn, about a third, decide when
+    to stop. It holds the sampling of the catalogue and the chance of a training, not the prior of the draws.
+
+    Parameters
+    ----------
+    calibration : Calibration, or Tensor of shape (n, k, 16)
+        Of the objective "posterior", or its draws.
+    forward : ForwardModel
+        Without corrections, those of the calibration are put in; with draws alone, as it is.
+    catalogue : object with ``flux``, (n, 26) [µJy]
+        The galaxies of the draws, in their order.
+    members : int
+    generator : torch.Generator
+    checkpoint : checkpoint.Checkpoint, optional
+        Written after each member.
+    steps : int
+        Training steps of each density.
+    polish, polish_lr : int, float
+        Steps and rate of the transport.
+    **options
+        Of ``Population.fit``.
+
+    Returns
+    -------
+    Ensemble
+
+    Raises
+    ------
+    ValueError
+        If there are no draws, or not one set of them per galaxy.
+    """
+    draws = getattr(calibration, "draws", calibration)
+    if draws is None:
+        raise ValueError('an ensemble resamples the draws of each galaxy: calibrate with objective="posterior"')
+    if len(draws) != len(catalogue.flux):
+        raise ValueError(f"draws of {len(draws)} galaxies and a catalogue of {len(catalogue.flux)}: give the galaxies calibrated on")
+    if isinstance(calibration, Calibration):
+        forward = forward.corrected(calibration.log_zero_point, calibration.line_scale)
+    checkpoint = checkpoint or Checkpoint(None, {})
+    made, whole = [], catalogue.flux.isfinite().all(-1)
+    if saved := checkpoint.load():
+        made = [Population.from_state(state).to(draws.device) for state in saved["members"]]
+        generator.set_state(saved["generator"])
+    while len(made) < members:
+        rows = torch.randint(len(draws), (len(draws),), generator=generator, device=generator.device).to(draws.device)
+        left = whole.clone()
+        left[rows] = False
+        population = _learn(draws[rows].flatten(0, 1), generator, Checkpoint(None, {}), steps, **options)
+        loss, held = transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]])), asinh_magnitude(catalogue.flux[left])
+        made.append(match(population, forward, loss, held, generator=generator, iterations=polish, lr=polish_lr)[0])
+        checkpoint.save({"members": [member.state_dict() for member in made], "generator": generator.get_state()})
+    checkpoint.clear()
+    return Ensemble(made)
+
+
+class Unselected(NamedTuple):
+    """Galaxies as they are, not as they are selected.
+
+    Attributes
+    ----------
+    theta : Tensor of shape (n, 16)
+        Draws of p(theta | selected).
+    weight : Tensor of shape (n,)
+        1 / P(selected | theta): weighted, the draws are of p(theta), and the weights count galaxies for each one selected.
+    beyond : Tensor of shape (n,), bool
+        P(selected) below ``BEYOND``: a catalogue holds next to nothing about such galaxies, their weight extrapolates.
+    """
+
+    theta: torch.Tensor
+    weight: torch.Tensor
+    beyond: torch.Tensor
+
+
+@torch.no_grad()
+def unselected(population, forward, n, generator, repeats=16):
+    """From p(theta | selected), which is what a calibration learns, to p(theta), which holds only as far as the catalogue reaches.
+
+    Parameters
+    ----------
+    population : Population or Ensemble
+    forward : ForwardModel
+    n : int
+        Number of galaxies.
+    generator : torch.Generator
+    repeats : int
+        Draws of the flux error over which P(selected | theta) is averaged; over the noise it is exact.
+
+    Returns
+    -------
+    Unselected
+    """
+    theta = population.sample(n, generator)
+    flux = forward.flux(theta)
+    chance = torch.zeros_like(flux[:, 0])
+    for _ in range(repeats):
+        flux_err = forward.survey.sigma(flux, draws=forward.draws(n, generator).sigma)
+        chance += forward.log_selected(Photometry(flux, flux_err, flux, None)).exp() / repeats
+    return Unselected(theta, 1 / chance, chance < BEYOND)

@@ -9,18 +9,20 @@ References
 Alsing et al. (2024), arXiv:2402.00935 sect. 3.2 and 4; Thorp et al. (2025), arXiv:2506.12122 sect. 3.3, 3.5 and 3.7.
 """
 
-from typing import NamedTuple
+import math
 
 import torch
-from astropy.table import vstack
+from astropy.table import Table, vstack
 from torch import nn
 
-from popcosmos_lib import diffusion, filters, likelihood, parameters, store, survey
-from popcosmos_lib.calibration import calibrate
+from popcosmos_lib import diffusion, parameters, store, survey
+from popcosmos_lib.forward import SELECTION, Draws, ForwardModel, Photometry
 
-__all__ = ["Draws", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "mock"]
+__all__ = [
+    "SELECTION", "Draws", "Ensemble", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "load_ensemble", "mock",
+]  # fmt: skip
 
-SELECTION = "r<25"
+_STARTS = 30_000  # galaxies from which a calibration starts, before it has seen the catalogue
 _ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
 
 
@@ -163,92 +165,42 @@ class Population(nn.Module):
         return torch.cat(kept) if kept else torch.empty(0, 16)
 
 
-class Draws(NamedTuple):
-    """The randomness of one observation, kept fixed while a population is calibrated.
-
-    Attributes
-    ----------
-    sigma : Tensor of shape (n, survey.uncertainty.width)
-        Unit-normal draws behind the flux errors.
-    noise : Tensor of shape (n, 26)
-        Student-t draws behind the noise.
-    """
-
-    sigma: torch.Tensor
-    noise: torch.Tensor
-
-
-class Photometry(NamedTuple):
-    """What a survey makes of n galaxies.
-
-    Attributes
-    ----------
-    flux, flux_err, flux_true : Tensor of shape (n, 26)
-        Observed flux, its error and the noiseless flux [µJy].
-    selected : Tensor of shape (n,), bool
-        Whether the observed flux passes the selection.
-    """
-
-    flux: torch.Tensor
-    flux_err: torch.Tensor
-    flux_true: torch.Tensor
-    selected: torch.Tensor
-
-
-class ForwardModel:
-    """Parameters to catalogue photometry: emulator, uncertainty, Student-t noise, selection.
-
-    The selection is applied although the population is already that of selected galaxies: it removes what the smooth density
-    leaks across the sharp limit, at the price of thinning twice the one per cent of galaxies within their noise of it.
+class Ensemble(nn.Module):
+    """Populations learned from resampled data: their mixture is the population, their spread its uncertainty.
 
     Parameters
     ----------
-    emulator : object with ``magnitudes(theta)``
-    survey : survey.Survey
-        Uncertainty model and zero points.
-    selection : str
-        Cut that defines the catalogue, as for ``survey.select``.
+    members : sequence of Population
+
+    Attributes
+    ----------
+    members : ModuleList of Population
     """
 
-    def __init__(self, emulator, survey, selection=SELECTION):
-        self.emulator, self.survey, self.selection = emulator, survey, selection
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
 
-    def draws(self, n, generator):
-        """Randomness for ``n`` galaxies, on the generator's device."""
-        normal = torch.randn(n, self.survey.uncertainty.width, generator=generator, device=generator.device)
-        return Draws(normal, survey.student_t((n, len(filters.COSMOS26)), generator))
+    @classmethod
+    def from_state(cls, state):
+        """The ensemble that a state dict (name -> Tensor) describes."""
+        parts = {}
+        for name, value in state.items():
+            _, number, rest = name.split(".", 2)  # "members.0.net.layers.0.weight"
+            parts.setdefault(int(number), {})[rest] = value
+        return cls([Population.from_state(parts[i]) for i in sorted(parts)]).eval()
 
-    def __call__(self, theta, draws):
-        """Photometry of galaxies.
+    def log_prob(self, theta, steps=24):
+        """ln of the mean density of the members, shape (...); arguments and unit as for ``Population.log_prob``."""
+        each = torch.stack([member.log_prob(theta, steps) for member in self.members])
+        return each.logsumexp(0) - math.log(len(self.members))
 
-        Parameters
-        ----------
-        theta : Tensor of shape (n, 16)
-            SPS parameters; the mass may lie outside its bounds.
-        draws : Draws
-            For the same n galaxies.
-
-        Returns
-        -------
-        Photometry
-            Fluxes differentiable in theta; the selection is not.
-        """
-        flux_true = likelihood.model_flux(likelihood.photometry(self.emulator, theta))
-        flux_err = self.survey.sigma(flux_true, draws=draws.sigma)
-        flux = self.survey.observe(flux_true, flux_err, draws=draws.noise)
-        return Photometry(flux, flux_err, flux_true, survey.select(flux.detach(), self.selection))
-
-    def log_selected(self, seen):
-        """ln of the probability that each galaxy passes the selection on another draw of its noise, shape (n,), from ``Photometry``.
-
-        Student's t with two degrees of freedom has a closed-form tail; only cuts of the form ``"<band><<magnitude>"`` have one here.
-        """
-        band, limit = self.selection.split("<")
-        b, faintest = filters.SHORT.index(band), filters.flux_from_magnitude(torch.tensor(float(limit)))
-        need = (faintest.to(seen.flux) - self.survey.zero_point.to(seen.flux)[b] * seen.flux_true[:, b]) / seen.flux_err[:, b]
-        root = (2 + need**2).sqrt()
-        tail = 1 / (root * (root + need.abs()))  # probability beyond |need|, free of cancellation
-        return torch.where(need > 0, tail, 1 - tail).log()
+    @torch.no_grad()
+    def sample(self, n, generator):
+        """Draw ``n`` galaxies, (n, 16), as many from each member as from another, in random order."""
+        share = [n // len(self.members) + (i < n % len(self.members)) for i in range(len(self.members))]
+        theta = torch.cat([member.sample(k, generator) for member, k in zip(self.members, share, strict=True)])
+        return theta[torch.randperm(n, generator=generator, device=generator.device).to(theta.device)]
 
 
 def load(profile="fast", weights="trained"):
@@ -272,6 +224,57 @@ def load(profile="fast", weights="trained"):
         If notebook 04 has not been run; the message says how.
     """
     return Population.from_state(store.load("population", profile, weights).data)
+
+
+def load_ensemble(profile="fast", weights="trained"):
+    """The calibrated population with its uncertainty: an `Ensemble` of the artefact ``population_ensemble``; arguments as for ``load``."""
+    return Ensemble.from_state(store.load("population_ensemble", profile, weights).data)
+
+
+def calibrate(catalogue, objective="posterior", *, generator, profile="fast", weights="trained", checkpoint=None, **options):
+    """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors, starting from a prior.
+
+    Parameters
+    ----------
+    catalogue : catalog.Catalogue or Table
+        Photometry in the 26 bands; a table has columns ``flux_<band>`` and ``flux_err_<band>`` [µJy], see ``catalog.from_table``.
+        Galaxies that fail r < 25 or are not clean are left out.
+    objective : {"posterior", "transport", "summaries"}
+        See ``calibration.calibrate``.
+    generator : torch.Generator
+        On the CPU.
+    profile, weights : str
+        Whose emulator and uncertainty model, as for ``load``.
+    checkpoint : checkpoint.Checkpoint, optional
+        Where a killed run goes on from.
+    **options
+        Of ``calibration.calibrate``.
+
+    Returns
+    -------
+    calibration.Calibration
+
+    Raises
+    ------
+    ValueError
+        If there is no such objective, or hardly a galaxy to learn from.
+    store.Missing
+        If notebooks 02 and 03 have not been run; the message says how.
+    """
+    from popcosmos_lib import calibration, catalog, emulator, priors  # calibration is built on this module
+
+    calibration.check(objective)
+    catalogue = catalog.from_table(catalogue) if isinstance(catalogue, Table) else catalogue
+    passed = catalogue.clean & survey.select(catalogue.flux, SELECTION)
+    print(f"calibrate: {int(passed.sum())} of {len(passed)} galaxies are clean and have {SELECTION}")
+    net, sky = emulator.load("photometry", profile, None if weights == "trained" else weights), survey.load(profile, weights)
+    if torch.cuda.is_available():
+        net.cuda(), sky.uncertainty.cuda()
+    forward = ForwardModel(net, sky)
+    start = calibration.passing(forward, priors.Prospector().library, _STARTS, generator)
+    return calibration.calibrate(
+        catalogue[passed], objective=objective, forward=forward, start=start, generator=generator, checkpoint=checkpoint, **options
+    )
 
 
 def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", weights="trained"):

@@ -1,4 +1,4 @@
-"""The population model: Jacobians, bounds, forward model, posterior draws, transport, and what a kill costs."""
+"""The population model: Jacobians, bounds, forward model, posterior draws, and what a kill of notebook 04 costs."""
 
 import math
 import os
@@ -179,25 +179,6 @@ def test_posterior_draws_match_quadrature(rng):
     assert abs(float(pull.mean())) < 0.15 and abs(float(pull.std()) - 1) < 0.15
     assert abs(float(phi[..., 1:].mean())) < 0.05 and abs(float(phi[..., 1:].std()) - 1) < 0.08, "unconstrained directions keep the prior"
     assert 0.5 < float(acceptance.mean()) < 0.95
-
-
-@pytest.mark.parametrize("objective", ["sliced", "sinkhorn"])
-def test_transport_moves_the_mock_onto_the_catalogue(objective, galaxies, rng):
-    forward = population.ForwardModel(Colours(), survey.truth(), selection="r<30")
-    with torch.no_grad():
-        sky = forward(galaxies[:1500], forward.draws(1500, rng))
-    shifted = galaxies.clone()
-    shifted[:, 0] = (shifted[:, 0] + 0.3).clamp_max(12.9)  # a start that is too bright
-    model = population.Population.fit(shifted, generator=rng, steps=300, batch=256, width=32)[0]
-    options = {"generator": rng, "objective": objective, "iterations": 25, "batch": 256, "lr": 2e-3, "every": 5}
-    history = calibration.calibrate(model, forward, sky.flux[sky.selected], **options)
-    assert min(history["distance"]) < 0.8 * history["distance"][0]
-    assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_calibrate_names_its_objectives(small):
-    with pytest.raises(ValueError, match="sliced, sinkhorn"):
-        calibration.calibrate(small, None, torch.ones(3, 26), generator=torch.Generator(), objective="energy")
 
 
 def test_closure_scores_are_zero_for_the_truth_and_grow(galaxies, rng):
