@@ -91,8 +91,9 @@ def posteriors(
         any band draws from the population.
     forward : population.ForwardModel
         Parameters to photometry, with the corrections it holds; its selection is the catalogue's.
-    start : Tensor of shape (m, 16), or object with ``sample(n, generator)``
-        Galaxies that pass the selection, from which the first density is learned. It must be wide enough to cover the truth.
+    start : Tensor of shape (m, 16) or (n, k, 16), or object with ``sample(n, generator)``
+        Galaxies that pass the selection, from which the first density is learned. It must be wide enough to cover the truth. Draws of each
+        galaxy's posterior under another prior, k of them, are where its particles start too.
     generator : torch.Generator
         Source of all randomness.
     checkpoint : checkpoint.Checkpoint, optional
@@ -109,7 +110,8 @@ def posteriors(
     smoothing : (float, float)
         Noise added to the draws that the density learns from, first and last, in units of the start's standard deviation.
     held_out : float
-        Share of the galaxies that no density is fitted to; they score it. They have posteriors like all others.
+        Share of the galaxies that no density is fitted to; they score it, and have posteriors like all others. Without any the scores
+        are NaN.
     width, depth : int
         Of both flows.
 
@@ -127,13 +129,15 @@ def posteriors(
     checkpoint = checkpoint or Checkpoint(None, {})
     catalogue = _Catalogue(flux, flux_err, forward, floor)
     points = start if torch.is_tensor(start) else start.sample(n_mocks, generator)
-    phi = parameters.to_latent(points.to(flux))
+    own, phi = points.dim() == 3, parameters.to_latent(points.to(flux)).reshape(-1, 16)
     if not phi.isfinite().all():
         raise ValueError("the start must be finite: drop failed fits first")
     state = _State(catalogue, phi.mean(0), phi.std(0), generator, particles, {"width": width, "depth": depth})
     found = checkpoint.load()
     if found is None:
         x = (phi - state.shift) / state.scale
+        if own:
+            state.place(x.view(points.shape))
         state.refit(x, start_steps[0], smoothing[0])
         state.amortise(n_mocks, start_steps[1])
         checkpoint.save(state.saved())
@@ -196,7 +200,9 @@ class _State:
         self.density = flows.Flow(generator=generator, **size).to(like)
         self.amortised = flows.Flow(context=catalogue.context.shape[1], generator=generator, **size).to(like)
         n = len(like)
-        self.order = torch.randperm(n, generator=generator)  # the first galaxies of it are held out
+        self.order = torch.randperm(n, generator=generator, device=generator.device).to(
+            like.device
+        )  # the first galaxies of it are held out
         self.x, self.log_l = torch.zeros(n, particles, 16).to(like), torch.full((n, particles), -torch.inf).to(like)
         self.length = torch.full((n,), 0.3).to(like)  # of the walk, 0 to 1
         self.pools = []
@@ -229,6 +235,13 @@ class _State:
         """Galaxies held out, and the others."""
         cut = round(held_out * len(self.order))
         return self.order[:cut], self.order[cut:]
+
+    @torch.no_grad()
+    def place(self, x):
+        """Start the particles of every galaxy at points x (n, k, 16), in turn where they are fewer."""
+        self.x = x[:, torch.arange(self.x.shape[1], device=x.device) % x.shape[1]].clone()
+        rows = torch.arange(len(x), device=x.device).split(max(1, self._chunk() // self.x.shape[1]))
+        self.log_l = torch.cat([self.catalogue.log_likelihood(self.x[r] * self.scale + self.shift, r) for r in rows])
 
     def refit(self, x, steps, noise):
         """Fit the density to points x (n, 16), with noise added to each batch."""

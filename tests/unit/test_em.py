@@ -150,6 +150,18 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(toy, tmp_path, monkeypatch
     assert all(torch.equal(a, b) for a, b in zip(resumed.flow.parameters(), whole.flow.parameters(), strict=True))
 
 
+def test_particles_start_at_the_draws_that_are_given(toy):
+    """An untrained amortised posterior finds nothing: only particles that begin at the right redshift are there after an iteration."""
+    options, *photometry = toy
+    truth = options["start"][:50]
+
+    def error(start):
+        found = em.posteriors(*photometry, generator=torch.Generator().manual_seed(4), iterations=1, **(options | {"start": start}))
+        return (parameters.column(found.theta, "z") - parameters.column(truth, "z")[:, None]).abs().median()
+
+    assert error(truth[:, None].expand(-1, 3, -1)) < 0.3 * error(options["start"])
+
+
 def test_wrong_arguments_are_named(toy):
     options, *photometry = toy
     with pytest.raises(ValueError, match="multiple of the particles"):
