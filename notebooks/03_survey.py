@@ -15,7 +15,8 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | nothing | `mock`, `uncertainty{,_mixture}`, `figures/survey_{sky,uncertainty,joint,calibration}` | Thorp+25 figs 4, 10; Alsing+24 tab 2 |
+# | nothing | `mock`, `uncertainty`, `uncertainty_mixture` | Alsing+24 tab 2 |
+# | | `figures/survey_{sky,uncertainty,joint,calibration}` | Thorp+25 figs 4, 10, 24 |
 
 # %% tags=["parameters"]
 profile: str = "fast"     # smoke, fast or full

@@ -15,8 +15,8 @@
 # | reads | writes | paper |
 # |---|---|---|
 # | `mock`, `uncertainty` (03), `emulator` (02) | `figures/validation_{closure,parameters}` | Thorp+25 fig. 34 |
-# | `population_start`, `population_summaries` (04) | `figures/validation_{marginals,colours,uncertainty}` | Thorp+25 figs 28-33 |
-# | `population_transport`, `population`, `posterior_draws` (04) | `figures/validation_components` | Thorp+25 figs 25, 26 |
+# | `population`, `population_start` (04) | `figures/validation_{marginals,colours,uncertainty}` | Thorp+25 figs 28-33 |
+# | `calibration_{posterior,summaries,transport}` (04) | `figures/validation_components` | Thorp+25 figs 25, 26 |
 
 # %% tags=["parameters"]
 profile: str = "fast"        # smoke, fast or full
@@ -31,6 +31,7 @@ min_start_gain: float = 1.0  # the same of the start over that of the calibrated
 import numpy as np
 import torch
 
+from popcosmos_lib import calibration as calibrations
 from popcosmos_lib import closure, emulator, filters, metrics, parameters, population, priors, run, survey
 from popcosmos_lib.figures import calibration, validation
 from popcosmos_lib.figures import survey as survey_figures
@@ -62,9 +63,11 @@ test = closure.Closure(flux[held], theta[held])
 
 # %%
 forward = population.ForwardModel(emulator.load(profile=profile, weights=weights), survey.load(profile))
-MADE
+objectives = {name: calibrations.Calibration.restore(this.read(f"calibration_{name}")) for name in ("summaries", "transport", "posterior")}
 drawn = {"broad prior": priors.Broad(), "prior": priors.Prospector()}
-drawn |= {name: population.Population.from_state(this.read(artefact).data) for name, artefact in made.items()}
+drawn["start"] = population.Population.from_state(this.read("population_start").data)
+drawn |= {name: objectives[name].population for name in ("summaries", "transport")}
+drawn["calibrated"] = population.Population.from_state(this.read("population").data)
 
 # %%
 seen, kept = {}, {}
@@ -131,7 +134,7 @@ this.savefig(calibration.closure(closure.BARS, shown), "validation_closure")
 # variances). Where data halve the variance they decide; elsewhere the population is what calibration started from.
 
 # %%
-width = closure.widths(this.read("posterior_draws").data["theta"], kept["calibrated"])
+width = closure.widths(objectives["posterior"].draws, kept["calibrated"])
 left = [name for name, value in zip(parameters.NAMES, width.tolist(), strict=True) if value >= closure.CONSTRAINED]
 this.report(
     constrained=", ".join(name for name in parameters.NAMES if name not in left),

@@ -16,14 +16,14 @@ Bornschein & Bengio (2015), arXiv:1406.2751 (reweighted wake-sleep); Andrieu, Le
 """
 
 import math
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm, trange
 
-from popcosmos_lib import filters, flows, likelihood, parameters, survey
+from popcosmos_lib import flows, likelihood, parameters, survey
 from popcosmos_lib.checkpoint import Checkpoint
+from popcosmos_lib.forward import Photometry
 
 __all__ = ["Posteriors", "posteriors"]
 
@@ -31,6 +31,7 @@ _ROWS = 8192  # points evaluated at once on a CPU: larger chunks fall out of cac
 _POPULATION = 0.1  # share of the proposals that come from the population instead of the amortised posterior
 _ACCEPTED = 0.25  # acceptance that the length of the walk aims at
 _FARTHEST = 8.0  # standard deviations at which features of the photometry are held
+_RAREST = 100  # mock galaxies drawn for each one that passes, before giving up
 _KEPT = 2  # iterations whose draws are pooled
 
 
@@ -69,13 +70,13 @@ def posteriors(
     generator,
     checkpoint=None,
     floor=0.02,
-    iterations=5,
-    proposals=32,
+    iterations=4,
+    proposals=16,
     particles=4,
-    moves=12,
+    moves=16,
     n_mocks=20_000,
-    start_steps=(600, 1200),
-    steps=(250, 300),
+    start_steps=(400, 2000),
+    refit_steps=(200, 400),
     smoothing=(0.1, 0.03),
     held_out=0.1,
     width=96,
@@ -90,8 +91,9 @@ def posteriors(
         any band draws from the population.
     forward : population.ForwardModel
         Parameters to photometry, with the corrections it holds; its selection is the catalogue's.
-    start : Tensor of shape (m, 16), or object with ``sample(n, generator)``
-        Galaxies that pass the selection, from which the first density is learned. It must be wide enough to cover the truth.
+    start : Tensor of shape (m, 16) or (n, k, 16), or object with ``sample(n, generator)``
+        Galaxies that pass the selection, from which the first density is learned. It must be wide enough to cover the truth. Draws of each
+        galaxy's posterior under another prior, k of them, are where its particles start too.
     generator : torch.Generator
         Source of all randomness.
     checkpoint : checkpoint.Checkpoint, optional
@@ -103,12 +105,13 @@ def posteriors(
         Per galaxy and iteration: proposals (a multiple of the particles), particles, and steps of their walk.
     n_mocks : int
         Mock galaxies an iteration, on which the amortised posterior is trained.
-    start_steps, steps : (int, int)
+    start_steps, refit_steps : (int, int)
         Adam steps of the density and of the amortised posterior, at the start and in each iteration.
     smoothing : (float, float)
         Noise added to the draws that the density learns from, first and last, in units of the start's standard deviation.
     held_out : float
-        Share of the galaxies that no density is fitted to; they score it. They have posteriors like all others.
+        Share of the galaxies that no density is fitted to; they score it, and have posteriors like all others. Without any the scores
+        are NaN.
     width, depth : int
         Of both flows.
 
@@ -119,20 +122,22 @@ def posteriors(
     Raises
     ------
     ValueError
-        If the proposals cannot be shared out among the particles, or the start is not finite.
+        If the proposals cannot be shared out among the particles, or the start is not finite or does not pass the selection.
     """
     if proposals % particles:
         raise ValueError(f"the proposals must be a multiple of the particles; got {proposals} and {particles}")
     checkpoint = checkpoint or Checkpoint(None, {})
     catalogue = _Catalogue(flux, flux_err, forward, floor)
     points = start if torch.is_tensor(start) else start.sample(n_mocks, generator)
-    phi = parameters.to_latent(points.to(flux))
+    own, phi = points.dim() == 3, parameters.to_latent(points.to(flux)).reshape(-1, 16)
     if not phi.isfinite().all():
         raise ValueError("the start must be finite: drop failed fits first")
     state = _State(catalogue, phi.mean(0), phi.std(0), generator, particles, {"width": width, "depth": depth})
     found = checkpoint.load()
     if found is None:
         x = (phi - state.shift) / state.scale
+        if own:
+            state.place(x.view(points.shape))
         state.refit(x, start_steps[0], smoothing[0])
         state.amortise(n_mocks, start_steps[1])
         checkpoint.save(state.saved())
@@ -141,9 +146,9 @@ def posteriors(
     for i in trange(len(state.history["iteration"]), iterations, desc="expectation-maximisation", disable=None):
         noise = smoothing[0] * (smoothing[1] / smoothing[0]) ** (i / max(1, iterations - 1))
         state.expect(proposals, moves, held_out)
-        state.maximise(steps[0], noise, held_out)
+        state.maximise(refit_steps[0], noise, held_out)
         if i + 1 < iterations:
-            state.amortise(n_mocks, steps[1])
+            state.amortise(n_mocks, refit_steps[1])
         checkpoint.save(state.saved())
     theta = parameters.to_theta(torch.cat(state.pools, 1) * state.scale + state.shift)
     return Posteriors(theta, state.history, state.density, state.shift, state.scale)
@@ -162,8 +167,7 @@ class _Catalogue:
         self.scale = (raw - self.mean).square().nanmean(0).sqrt().nan_to_num(1.0).clamp_min(1e-3)
         self.context = self.features(self.flux, self.flux_err)
         # the truncation is felt by galaxies whose flux in the selection band is known
-        self.band = filters.SHORT.index(forward.selection.split("<")[0])
-        self.truncated = self.there[:, self.band]
+        self.truncated = self.there[:, forward.reference]
 
     def _raw(self, flux, flux_err):
         return torch.cat([torch.asinh(flux / (2 * self.softening)), flux_err.log()], -1)
@@ -176,12 +180,12 @@ class _Catalogue:
     def log_likelihood(self, phi, rows):
         """ln L / P(selected | theta) of points phi (g, k, 16) for the galaxies ``rows`` (g,); (g, k), -inf outside the mass bounds."""
         theta = parameters.to_theta(phi)
-        model = self.forward.flux(theta.flatten(0, 1)).unflatten(0, phi.shape[:2])
-        seen = filters.magnitude_from_flux(model * self.forward.survey.zero_point.to(model))
-        log_l = likelihood.log_likelihood(seen, self.flux[rows, None], self.flux_err[rows, None], self.floor)
-        width = torch.sqrt(self.flux_err[rows, None] ** 2 + (self.floor * model) ** 2)
-        observed = SimpleNamespace(flux=model, flux_true=model.flatten(0, 1), flux_err=width.flatten(0, 1))
-        log_p = self.forward.log_selected(observed).view_as(log_l)
+        model = self.forward.flux(theta.flatten(0, 1))
+        seen = model * self.forward.survey.zero_point.to(model)
+        width = torch.sqrt(self.flux_err[rows, None] ** 2 + (self.floor * seen.view(*phi.shape[:2], -1)) ** 2).flatten(0, 1)
+        log_p = self.forward.log_selected(Photometry(seen, width, model, None)).view(phi.shape[:2])
+        magnitude = likelihood.ZERO_POINT - 2.5 * seen.log10().view(*phi.shape[:2], -1)
+        log_l = likelihood.log_likelihood(magnitude, self.flux[rows, None], self.flux_err[rows, None], self.floor)
         log_l = log_l - torch.where(self.truncated[rows, None], log_p, 0.0)
         mass, (lower, upper) = parameters.column(theta, "log10M_formed"), parameters.BOUNDS[0].tolist()
         return torch.where((mass >= lower) & (mass <= upper), log_l, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
@@ -196,7 +200,9 @@ class _State:
         self.density = flows.Flow(generator=generator, **size).to(like)
         self.amortised = flows.Flow(context=catalogue.context.shape[1], generator=generator, **size).to(like)
         n = len(like)
-        self.order = torch.randperm(n, generator=generator)  # the first galaxies of it are held out
+        self.order = torch.randperm(n, generator=generator, device=generator.device).to(
+            like.device
+        )  # the first galaxies of it are held out
         self.x, self.log_l = torch.zeros(n, particles, 16).to(like), torch.full((n, particles), -torch.inf).to(like)
         self.length = torch.full((n,), 0.3).to(like)  # of the walk, 0 to 1
         self.pools = []
@@ -230,6 +236,13 @@ class _State:
         cut = round(held_out * len(self.order))
         return self.order[:cut], self.order[cut:]
 
+    @torch.no_grad()
+    def place(self, x):
+        """Start the particles of every galaxy at points x (n, k, 16), in turn where they are fewer."""
+        self.x = x[:, torch.arange(self.x.shape[1], device=x.device) % x.shape[1]].clone()
+        rows = torch.arange(len(x), device=x.device).split(max(1, self._chunk() // self.x.shape[1]))
+        self.log_l = torch.cat([self.catalogue.log_likelihood(self.x[r] * self.scale + self.shift, r) for r in rows])
+
     def refit(self, x, steps, noise):
         """Fit the density to points x (n, 16), with noise added to each batch."""
 
@@ -251,9 +264,12 @@ class _State:
     @torch.no_grad()
     def _mocks(self, n):
         """Mock galaxies of the density: standardised latents, mean flux, errors, and errors with the model's own in quadrature."""
-        forward, parts, missing = self.catalogue.forward, [], n
+        forward, parts, missing, tried = self.catalogue.forward, [], n, 0
         while missing > 0:
-            x = self.density.sample(_ROWS, self.generator)[0]
+            x = self.density.sample(min(self._chunk(), missing + missing // 4 + 64), self.generator)[0]
+            tried += len(x)
+            if tried > _RAREST * n:
+                raise ValueError("hardly any galaxy of the start passes the selection of the forward model: give galaxies that do")
             draws = forward.draws(len(x), self.generator)
             seen = forward(parameters.to_theta(x * self.scale + self.shift), draws)
             mean = seen.flux - seen.flux_err * draws.noise.to(x)

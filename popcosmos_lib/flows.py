@@ -84,8 +84,9 @@ class _Linear(nn.Module):
 
     def __init__(self, inputs, outputs, generator, gain=1.0):
         super().__init__()
-        self.weight = nn.Parameter(gain / math.sqrt(max(1, inputs)) * torch.randn(outputs, inputs, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(outputs, 1))
+        device = None if generator is None else generator.device
+        self.weight = nn.Parameter(gain / math.sqrt(max(1, inputs)) * torch.randn(outputs, inputs, generator=generator, device=device))
+        self.bias = nn.Parameter(torch.zeros(outputs, 1, device=device))
 
     def forward(self, x):
         """(inputs, n) to (outputs, n)."""
@@ -145,7 +146,7 @@ class Flow(nn.Module):
         self.affine = _Linear(size, dim + dim * (dim + 1) // 2, generator, 0.1)
         orders = []
         for _ in range((depth + 1) // 2):  # every dimension is bent once in a pair of couplings
-            order = torch.randperm(dim, generator=generator)
+            order = torch.randperm(dim, generator=generator, device=None if generator is None else generator.device)
             orders += [order, order.flip(0)]
         self.couplings = nn.ModuleList([_Coupling(order, size, width, bins, generator) for order in orders[:depth]])
 

@@ -310,13 +310,3 @@ def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", w
 
     parts = mocks.load(survey, selection, profile=profile, weights=weights).tables(n, generator)
     return vstack(list(parts), metadata_conflicts="silent")
-
-
-def load_ensemble(profile="fast", weights="trained"):  # STAND-IN of branch h-nz, not to be committed
-    from types import SimpleNamespace
-
-    state, members = store.load("population_ensemble", profile, weights).data, []
-    while any(name.startswith(f"{len(members)}.") for name in state):
-        prefix = f"{len(members)}."
-        members.append(Population.from_state({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}))
-    return SimpleNamespace(members=members)

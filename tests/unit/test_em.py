@@ -10,7 +10,16 @@ from popcosmos_lib.filters import SHORT
 
 R = SHORT.index("r")
 BLIND = 40  # galaxies without any band
-QUICK = {"n_mocks": 1000, "start_steps": (40, 40), "steps": (20, 20), "width": 16, "depth": 2, "particles": 2, "proposals": 8, "moves": 4}
+QUICK = {
+    "n_mocks": 1000,
+    "start_steps": (40, 40),
+    "refit_steps": (20, 20),
+    "width": 16,
+    "depth": 2,
+    "particles": 2,
+    "proposals": 8,
+    "moves": 4,
+}
 
 
 class Grey:
@@ -43,12 +52,19 @@ def grey():
     """Faint galaxies seen in r only, and what EM makes of them from a start that is too bright and too wide."""
     generator = torch.Generator().manual_seed(5)
     forward = population.ForwardModel(Grey(), survey.Survey(Constant()))
-    theta = galaxies(900, 23.8, 0.5, generator)
+    theta = galaxies(700, 23.8, 0.5, generator)
     seen = forward(theta, forward.draws(len(theta), generator))
     flux = seen.flux[seen.selected]
     flux[:, [b for b in range(26) if b != R]] = torch.nan
     flux[:BLIND] = torch.nan
-    options = {"iterations": 3, "n_mocks": 3000, "start_steps": (150, 150), "steps": (60, 40), "smoothing": (0.05, 0.02), "held_out": 0.2}
+    options = {
+        "iterations": 3,
+        "n_mocks": 2000,
+        "start_steps": (150, 150),
+        "refit_steps": (60, 40),
+        "smoothing": (0.05, 0.02),
+        "held_out": 0.2,
+    }
     found = em.posteriors(
         flux, torch.full_like(flux, 0.3), forward=forward, start=galaxies(3000, 23.4, 0.7, generator), generator=generator, floor=0.0,
         **(QUICK | options),
@@ -132,6 +148,18 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(toy, tmp_path, monkeypatch
     resumed = em.posteriors(*photometry, generator=torch.Generator().manual_seed(2), iterations=3, checkpoint=kept, **options)
     assert torch.equal(resumed.theta, whole.theta) and resumed.history == whole.history
     assert all(torch.equal(a, b) for a, b in zip(resumed.flow.parameters(), whole.flow.parameters(), strict=True))
+
+
+def test_particles_start_at_the_draws_that_are_given(toy):
+    """An untrained amortised posterior finds nothing: only particles that begin at the right redshift are there after an iteration."""
+    options, *photometry = toy
+    truth = options["start"][:50]
+
+    def error(start):
+        found = em.posteriors(*photometry, generator=torch.Generator().manual_seed(4), iterations=1, **(options | {"start": start}))
+        return (parameters.column(found.theta, "z") - parameters.column(truth, "z")[:, None]).abs().median()
+
+    assert error(truth[:, None].expand(-1, 3, -1)) < 0.3 * error(options["start"])
 
 
 def test_wrong_arguments_are_named(toy):
