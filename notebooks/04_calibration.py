@@ -14,8 +14,9 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock`, `uncertainty` (03) | `population_start`, `calibration_{posterior,broad,transport,summaries}` | Alsing+24 §4; Thorp+25 §3.5 |
-# | `emulator` (02) | `population`, `population_ensemble` | Alsing+24 §3.2; Thorp+25 §3.3 |
+# | `mock`, `uncertainty` (03) | `map_fits`, `posterior_draws`, the same under a broad prior (`_broad`) | Alsing+24 §4.1 |
+# | `emulator` (02) | `population_start`, `calibration_{posterior,broad,transport,summaries}` | Alsing+24 §4; Thorp+25 §3.5 |
+# | | `population`, `population_ensemble` | Alsing+24 §3.2; Thorp+25 §3.3 |
 # | | `figures/calibration_{solvers,history,learning,redshifts,starts,corner}` | Thorp+25 figs 10, 34 |
 
 # %% tags=["parameters"]
@@ -26,18 +27,18 @@ catalogue: str = "mock"       # mock, or the path of a COSMOS2020 table (FITS, P
 objective: str = "posterior"  # what makes the population that goes on: posterior, transport or summaries
 corrections: bool = False     # learn zero points and line strengths as well; the mock has none
 floor: float = 0.02           # fractional error of the model flux, beside the emulator's
-n_galaxies: int = 6_000       # galaxies of the catalogue whose posteriors are drawn
-n_second: int = 2_000         # the same from the second start
-iterations: int = 5           # of expectation-maximisation
+n_galaxies: int = 6_000       # galaxies of the catalogue that are fitted, and whose posteriors are drawn
+n_second: int = 2_000         # the same under the second prior
+n_starts: int = 2             # redshift modes followed in each fit
+fit_steps: int = 250          # largest number of steps of a fit
+n_library: int = 50_000       # model galaxies that supply the starts
+trajectories: int = 50        # Hamiltonian trajectories per galaxy
+iterations: int = 2           # of expectation-maximisation
 n_mocks: int = 20_000         # mock galaxies an iteration, on which the proposal is trained
 first_steps: int = 1_200      # training steps of the first proposal; the first density takes half
 em_steps: int = 300           # training steps of proposal and density in each iteration
 n_steps: int = 8_000          # training steps of the density of the draws
 polish: int = 50              # steps of transport at the end
-n_fits: int = 3_000           # galaxies fitted one by one, where transport and summaries start
-n_starts: int = 2             # redshift modes followed in each fit
-fit_steps: int = 250          # largest number of steps of a fit
-n_library: int = 50_000       # model galaxies that supply the starts
 n_start_steps: int = 3_000    # training steps of the density of the fits
 match_steps: int = 100        # steps of transport
 summary_steps: int = 120      # steps of summaries, as many as in the paper
@@ -51,7 +52,20 @@ max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the 
 # %% tags=["setup"]
 import torch
 
-from popcosmos_lib import calibration, catalog, closure, emulator, likelihood, parameters, population, priors, run, survey, tables
+from popcosmos_lib import (
+    calibration,
+    catalog,
+    closure,
+    emulator,
+    hamiltonian,
+    likelihood,
+    parameters,
+    population,
+    priors,
+    run,
+    survey,
+    tables,
+)
 from popcosmos_lib.figures import calibration as draw
 from popcosmos_lib.figures import validation
 
@@ -91,50 +105,72 @@ data_model.uncertainty.to(device)
 forward = population.ForwardModel(net, data_model)
 
 # %% [markdown]
-# ## Where to start
+# ## Where to start: every galaxy, fitted
 #
-# The papers fit every galaxy under a Prospector-like prior and learn the density of the most probable points, fitted to convergence: a poor
-# start is not repaired later (Alsing+24 sect. 4.1).
+# Most probable parameters under a Prospector-like prior, to convergence: a poor start is not repaired later (Alsing+24 sect. 4.1). A second
+# and very different prior, uniform in all 16 parameters, serves fewer galaxies: where the two results differ, it is the prior that speaks.
 
 # %%
-prior = priors.Prospector()
-library = {"n_starts": n_starts, "steps": fit_steps, "floor": floor, "n_library": n_library}
+prior = {"prospector": priors.Prospector(), "broad": priors.Broad()}
+galaxies = {"prospector": sample[:n_galaxies], "broad": sample[:n_second]}
+options = {"n_starts": n_starts, "steps": fit_steps, "floor": floor, "n_library": n_library}
+library = options | {"path": path.name}
+read = {"inputs": [mock, trained], "version": 3}
 
 
-def fitted():
-    photometry = sample.flux[:n_fits].to(device), sample.flux_err[:n_fits].to(device)
-    return likelihood.maximum_posterior(*photometry, prior, net, this.generator("fits"), **library)._asdict()
+def fitted(name):
+    photometry = galaxies[name].flux.to(device), galaxies[name].flux_err.to(device)
+    return likelihood.maximum_posterior(*photometry, prior[name], net, this.generator(f"{name} fits"), **options)._asdict()
 
 
-fits = this.artefact("map_fits", fitted, version=2, parameters={"n": n_fits, "path": path.name, **library}, inputs=[mock, trained])
-best = {name: value.to(device) for name, value in fits.data.items()}
-converged = best["converged"].bool()
+fits = {
+    "prospector": this.artefact("map_fits", lambda: fitted("prospector"), parameters=library | {"n": n_galaxies}, **read),
+    "broad": this.artefact("map_fits_broad", lambda: fitted("broad"), parameters=library | {"n": n_second}, **read),
+}
+best = fits["prospector"].data["theta"].to(device)
+converged = fits["prospector"].data["converged"].bool()
 
 # %%
 assert converged.float().mean() > 1 - max_unconverged, "too many fits stopped short: raise the steps of maximum_posterior"
 
 # %% [markdown]
-# The density of a cloud of points is learned by variance-exploding diffusion: points are noised, $x_\sigma = x + \sigma\epsilon$ with σ
-# from 0.01 to 10, and a 4 × 128 network learns to undo it. The probability-flow ODE $dx/d\sigma = (x - D(x,\sigma))/\sigma$ then carries
-# unit-normal base noise to galaxies, and back.
+# A most probable point is not a galaxy: a cloud of them is too narrow wherever photometry says little. Hamiltonian Monte Carlo from each
+# fit draws from each posterior instead.
+
+
+# %%
+def walked(name):
+    photometry = [part.to(device) for part in (fits[name].data["theta"], galaxies[name].flux, galaxies[name].flux_err)]
+    tools = {"emulator": net, "prior": prior[name], "generator": this.generator(f"{name} draws"), "floor": floor}
+    theta, acceptance = hamiltonian.posterior_draws(*photometry, trajectories=trajectories, **tools)
+    return {"theta": theta, "acceptance": acceptance}
+
+
+made = {
+    "prospector": this.artefact(
+        "posterior_draws", lambda: walked("prospector"), version=2, parameters={"n": trajectories}, inputs=[trained, fits["prospector"]]
+    ),
+    "broad": this.artefact(
+        "posterior_draws_broad", lambda: walked("broad"), version=2, parameters={"n": trajectories}, inputs=[trained, fits["broad"]]
+    ),
+}
+draws = {name: artefact.data["theta"].to(device) for name, artefact in made.items()}
+
+# %% [markdown]
+# ## A density of points: variance-exploding diffusion
+#
+# Points are noised, $x_\sigma = x + \sigma\epsilon$ with σ from 0.01 to 10, and a 4 × 128 network learns to undo it. The
+# probability-flow ODE $dx/d\sigma = (x - D(x,\sigma))/\sigma$ then carries unit-normal base noise to galaxies, and back. First the density
+# of the fits, where the papers start.
 
 
 # %%
 def learned():
-    points = best["theta"][population.inside(best["theta"])]
-    model, loss = population.Population.fit(points, generator=this.generator("start"), steps=n_start_steps)
+    model, loss = population.Population.fit(best[population.inside(best)], generator=this.generator("start"), steps=n_start_steps)
     return model.state_dict(), {"loss": loss[:: max(1, n_start_steps // 200)].tolist()}
 
 
-start = this.artefact("population_start", learned, version=2, parameters={"n_steps": n_start_steps}, inputs=[fits])
-
-# %% [markdown]
-# Ours starts from galaxies that no fit has seen: draws of the prior whose mock photometry passes the selection. The broad prior, uniform in
-# all 16 parameters, is a second and very different start; where the two results differ, it is the start that speaks.
-
-# %%
-begin = {"posterior": prior.library, "broad": priors.Broad().sample}
-begin = {name: calibration.passing(forward, how, n_mocks, this.generator(f"{name} start")) for name, how in begin.items()}
+start = this.artefact("population_start", learned, version=3, parameters={"n_steps": n_start_steps}, inputs=[fits["prospector"]])
 
 # %% [markdown]
 # ## How exactly is the ODE solved?
@@ -167,49 +203,51 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # %% [markdown]
 # ## Three calibrations
 #
-# - **posterior**: draw every galaxy's posterior under the current population (an amortised proposal, exact importance weights, particles
-#   that persist), refit the density to the draws, repeat; then the diffusion model of the pooled draws, and a short transport.
-# - **transport**: fixed base draws; the weights move until the mock's 26 asinh magnitudes and 25 colours lie on the catalogue's.
+# - **posterior**: from those draws, draw every galaxy's posterior under the population that the draws make up (an amortised proposal,
+#   exact importance weights, particles that persist), refit the density, repeat; then the diffusion model of the pooled draws, and a short
+#   transport.
+# - **transport**: from the density of the fits, with fixed base draws, the weights move until the mock's 26 asinh magnitudes and 25 colours
+#   lie on the catalogue's.
 # - **summaries**: the same with means, standard deviations, correlations and 19 percentiles of 50 features.
 #
 # A third of the galaxies is held out of the last two, and the weights that do best on it are kept.
 
 # %%
-training = {"start_steps": (first_steps // 2, first_steps), "steps": (em_steps, em_steps), "density_steps": n_steps, "polish": polish}
+training = {"start_steps": (first_steps // 2, first_steps), "refit_steps": (em_steps, em_steps), "density_steps": n_steps, "polish": polish}
 drawing = {"floor": floor, "iterations": iterations, "n_mocks": n_mocks, **training}
 settings = {
-    "posterior": ("posterior", n_galaxies, drawing),
-    "broad": ("posterior", n_second, drawing),
-    "transport": ("transport", len(sample), {"iterations": match_steps}),
-    "summaries": ("summaries", len(sample), {"iterations": summary_steps}),
+    "posterior": ("posterior", galaxies["prospector"], draws["prospector"], drawing),
+    "broad": ("posterior", galaxies["broad"], draws["broad"], drawing),
+    "transport": ("transport", sample, None, {"iterations": match_steps}),
+    "summaries": ("summaries", sample, None, {"iterations": summary_steps}),
 }
 
 
 def about(name):
-    how, n, options = settings[name]
+    how, rows, _, options = settings[name]
     return {
-        "parameters": {"objective": how, "n": n, "corrections": corrections, "path": path.name, **options},
-        "inputs": [mock, trained, errors, start],
+        "parameters": {"objective": how, "n": len(rows), "corrections": corrections, "path": path.name, **options},
+        "inputs": [mock, trained, errors, start, *made.values()],
     }
 
 
 # %%
 def calibrated(name):
-    how, n, options = settings[name]
-    first = begin[name] if name in begin else population.Population.from_state(start.data).to(device)
+    how, rows, first, options = settings[name]
+    first = population.Population.from_state(start.data).to(device) if first is None else first
     kept = this.checkpoint(name, **about(name))
     options = {"objective": how, "forward": forward, "start": first, "corrections": corrections, **options}
-    found = calibration.calibrate(sample[:n], generator=this.generator(name), checkpoint=kept, **options)
+    found = calibration.calibrate(rows, generator=this.generator(name), checkpoint=kept, **options)
     return found.state(), found.history
 
 
-made = {
+calibrations = {
     "posterior": this.artefact("calibration_posterior", lambda: calibrated("posterior"), **about("posterior")),
     "broad": this.artefact("calibration_broad", lambda: calibrated("broad"), **about("broad")),
     "transport": this.artefact("calibration_transport", lambda: calibrated("transport"), **about("transport")),
     "summaries": this.artefact("calibration_summaries", lambda: calibrated("summaries"), **about("summaries")),
 }
-found = {name: calibration.Calibration.restore(artefact) for name, artefact in made.items()}
+found = {name: calibration.Calibration.restore(artefact) for name, artefact in calibrations.items()}
 
 # %% [markdown]
 # ## The population, and its own uncertainty
@@ -219,19 +257,19 @@ found = {name: calibration.Calibration.restore(artefact) for name, artefact in m
 # not.
 
 # %%
-final = this.artefact("population", lambda: found[objective].population.state_dict(), version=3, inputs=[made[objective]])
+final = this.artefact("population", lambda: found[objective].population.state_dict(), version=3, inputs=[calibrations[objective]])
 options = {"members": n_members, "steps": member_steps, "polish": polish}
 
 
 def resampled():
-    kept = this.checkpoint("ensemble", parameters=options, inputs=[made["posterior"]])
+    kept = this.checkpoint("ensemble", parameters=options, inputs=[calibrations["posterior"]])
     several = calibration.ensemble(
-        found["posterior"], forward, sample[:n_galaxies], generator=this.generator("ensemble"), checkpoint=kept, **options
+        found["posterior"], forward, galaxies["prospector"], generator=this.generator("ensemble"), checkpoint=kept, **options
     )
     return several.state_dict()
 
 
-members = this.artefact("population_ensemble", resampled, parameters=options, inputs=[made["posterior"]])
+members = this.artefact("population_ensemble", resampled, parameters=options, inputs=[calibrations["posterior"]])
 model = population.Population.from_state(final.data).to(device)
 
 # %% [markdown]
@@ -294,7 +332,10 @@ assert not missed, f"the calibrated model misses its bar in {', '.join(missed)}:
 assert round_trip <= max_round_trip and log_p.isfinite().all(), "base noise and galaxies must map one to one"
 
 # %% tags=["figure"]
-histories = {name: found[name].history for name in ("transport", "summaries", "posterior")}
+histories = {name: dict(found[name].history) for name in ("transport", "summaries", "posterior")}
+first = draws["prospector"].flatten(0, 1).cpu()  # what expectation-maximisation began with
+for name, value in {"em_iteration": 0, "em_mean": first.mean(0).tolist(), "em_sd": first.std(0).tolist()}.items():
+    histories["posterior"][name] = [value, *histories["posterior"][name]]
 ladder = {name: row["sliced_w2"] for name, row in scores.items() if name in ("broad prior", "prior", "start", *found)}
 mean_z = float(parameters.column(truth, "z").mean()) if known else float("nan")
 this.savefig(draw.history(ladder, scores["floor"]["sliced_w2"], histories, mean_z), "calibration_history")

@@ -86,8 +86,9 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         clouds of photometry (Alsing+24 sect. 4); summary statistics (Thorp+25 sect. 3.5).
     forward : ForwardModel
         Parameters to photometry.
-    start : Tensor of shape (n, 16) or Population
-        Galaxies whose density is learned first (draws of a prior that pass the selection, or fits), or the density itself.
+    start : Tensor of shape (n, 16) or (n, k, 16), or Population
+        Galaxies whose density is learned first (fits, or draws of a prior that pass the selection), or the density itself. For "posterior"
+        best k draws of the posterior of each galaxy under a prior, see ``hamiltonian``.
     generator : torch.Generator
         All randomness.
     checkpoint : checkpoint.Checkpoint, optional

@@ -22,7 +22,7 @@ __all__ = [
     "SELECTION", "Draws", "Ensemble", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "load_ensemble", "mock",
 ]  # fmt: skip
 
-_STARTS = 30_000  # galaxies from which a calibration starts, before it has seen the catalogue
+_FLOOR = 0.02  # fractional error of the model flux, beside the emulator's
 _ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
 
 
@@ -232,7 +232,9 @@ def load_ensemble(profile="fast", weights="trained"):
 
 
 def calibrate(catalogue, objective="posterior", *, generator, profile="fast", weights="trained", checkpoint=None, **options):
-    """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors, starting from a prior.
+    """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors.
+
+    Starts from maximum-posterior fits under the Prospector-like prior; the objective "posterior" from draws of those posteriors.
 
     Parameters
     ----------
@@ -261,7 +263,7 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="fast", we
     store.Missing
         If notebooks 02 and 03 have not been run; the message says how.
     """
-    from popcosmos_lib import calibration, catalog, emulator, priors  # calibration is built on this module
+    from popcosmos_lib import calibration, catalog, emulator, hamiltonian, likelihood, priors  # calibration is built on this module
 
     calibration.check(objective)
     catalogue = catalog.from_table(catalogue) if isinstance(catalogue, Table) else catalogue
@@ -271,9 +273,15 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="fast", we
     if torch.cuda.is_available():
         net.cuda(), sky.uncertainty.cuda()
     forward = ForwardModel(net, sky)
-    start = calibration.passing(forward, priors.Prospector().library, _STARTS, generator)
+    sample, prior = catalogue[passed], priors.Prospector()
+    fits = likelihood.maximum_posterior(sample.flux, sample.flux_err, prior, net, generator, n_starts=2, steps=250, floor=_FLOOR)
+    start = fits.theta[inside(fits.theta)]
+    if objective == "posterior":
+        model = {"emulator": net, "prior": prior, "floor": _FLOOR}
+        start = hamiltonian.posterior_draws(fits.theta, sample.flux, sample.flux_err, generator=generator, **model)[0]
+        options = {"floor": _FLOOR} | options
     return calibration.calibrate(
-        catalogue[passed], objective=objective, forward=forward, start=start, generator=generator, checkpoint=checkpoint, **options
+        sample, objective=objective, forward=forward, start=start, generator=generator, checkpoint=checkpoint, **options
     )
 
 

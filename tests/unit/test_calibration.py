@@ -145,7 +145,6 @@ def test_the_public_call_takes_a_table(sky, monkeypatch, rng, capsys):
     """Columns as of the mock, some galaxies beyond r = 25; emulator and errors as the notebooks left them."""
     monkeypatch.setattr(survey, "load", lambda profile, weights: survey.truth())
     monkeypatch.setattr(emulator, "load", lambda kind, profile, weights: Colours())
-    monkeypatch.setattr(population, "_STARTS", 500)
     columns = {f"{kind}_{band}": getattr(sky, kind)[:, i].numpy() for kind in ("flux", "flux_err") for i, band in enumerate(filters.SHORT)}
     made = population.calibrate(Table(columns), "transport", generator=rng, start_steps=20, iterations=1, batch=64)
     passed = int(survey.select(sky.flux, "r<25").sum())
