@@ -28,7 +28,7 @@ def _levels(counts, fractions):
 
 
 def uncertainties(panels):
-    """Distribution of flux errors against magnitude in the catalogue and in two learned models.
+    """Distribution of flux errors against magnitude in the catalogue and in one or two models.
 
     Parameters
     ----------
@@ -43,11 +43,12 @@ def uncertainties(panels):
     """
     rows = -(-len(panels) // 4)
     fig, axes = plt.subplots(rows, 4, figsize=(figures.DOUBLE, 1.65 * rows + 0.35))
-    styles = {"colors": _MODEL, "linestyles": "-"}, {"colors": figures.COLOURS[0], "linestyles": "--"}
-    for axis, (band, (catalogue, *models)) in zip(axes.flat, ((b, p.values()) for b, p in panels.items()), strict=True):
-        edges = [np.linspace(*np.percentile(catalogue[i], q), 41) for i, q in ((0, [0.3, 99.9]), (1, [0.1, 99.7]))]
+    catalogue, *names = next(iter(panels.values()))
+    styles = [{"colors": _MODEL, "linestyles": "-"}, {"colors": figures.COLOURS[0], "linestyles": "--"}][: len(names)]
+    for axis, (band, (sky, *models)) in zip(axes.flat, ((b, p.values()) for b, p in panels.items()), strict=True):
+        edges = [np.linspace(*np.percentile(sky[i], q), 41) for i, q in ((0, [0.3, 99.9]), (1, [0.1, 99.7]))]
         extent = [edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]]
-        grey = _density(*catalogue, edges)
+        grey = _density(*sky, edges)
         axis.imshow(np.sqrt(grey), origin="lower", aspect="auto", extent=extent, cmap="Greys", vmax=1.3 * np.sqrt(grey.max()))
         centres = [0.5 * (e[1:] + e[:-1]) for e in edges]
         for model, style in zip(models, styles, strict=True):
@@ -58,9 +59,8 @@ def uncertainties(panels):
         axis.yaxis.set_major_locator(plt.MaxNLocator(4))
     fig.supxlabel("observed asinh magnitude [AB mag]", fontsize=8)
     fig.supylabel(r"$\log_{10}\,\sigma$ [µJy]", fontsize=8)
-    catalogue, *models = next(iter(panels.values()))
     keys = [Patch(color="0.6"), *(Line2D([], [], color=s["colors"], ls=s["linestyles"]) for s in styles)]
-    fig.legend(keys, [catalogue, *(f"{name}, 68 and 95 %" for name in models)], loc="outside upper center", ncols=3)
+    fig.legend(keys, [catalogue, *(f"{name}, 68 and 95 %" for name in names)], loc="outside upper center", ncols=3)
     return fig
 
 
