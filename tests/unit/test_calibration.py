@@ -291,7 +291,7 @@ def em(monkeypatch):
 def test_posterior_learns_the_draws_then_transports(em, forward, sky, galaxies, tmp_path):
     def run(forward, path=None):
         kept = Checkpoint(path, {}) if path else None
-        options = {"steps": 60, "polish": 10, "polish_lr": 1e-4, "spread": 0.1}
+        options = {"density_steps": 60, "polish": 10, "polish_lr": 1e-4, "spread": 0.1}
         return calibration.calibrate(
             sky, forward=forward, start=galaxies, generator=torch.Generator().manual_seed(1), checkpoint=kept, **options
         )
