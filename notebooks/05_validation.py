@@ -63,8 +63,10 @@ test = closure.Closure(flux[held], theta[held])
 
 # %%
 forward = population.ForwardModel(emulator.load(profile=profile, weights=weights), survey.load(profile))
-names = ("calibration_summaries", "calibration_transport", "calibration_posterior")
-objectives = {name.split("_")[1]: calibrations.Calibration.restore(this.read(name)) for name in names}
+objectives = {
+    name.removeprefix("calibration_"): calibrations.Calibration.restore(this.read(name))
+    for name in ("calibration_summaries", "calibration_transport", "calibration_posterior")
+}
 drawn = {"broad prior": priors.Broad(), "prior": priors.Prospector()}
 drawn["start"] = population.Population.from_state(this.read("population_start").data)
 drawn |= {name: objectives[name].population for name in ("summaries", "transport")}

@@ -12,7 +12,12 @@ from popcosmos_lib import figures, notebook
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [name for name in notebook.names() if name not in ("00_overview", "99_colophon")]
 # library calls that read an artefact of another notebook
-LOADERS = {"emulator.load": {"emulator"}, "population.load": {"population"}, "survey.load": {"uncertainty"}}
+LOADERS = {
+    "emulator.load": {"emulator"},
+    "population.load": {"population"},
+    "population.load_ensemble": {"population_ensemble"},
+    "survey.load": {"uncertainty"},
+}
 
 every_notebook = pytest.mark.parametrize("name", notebook.names())
 every_stage = pytest.mark.parametrize("name", STAGES)
