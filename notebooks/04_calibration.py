@@ -365,7 +365,7 @@ this.savefig(draw.redshifts(true_z, redshift["prior"], redshift["start"], redshi
 # 95 per cent of the differences between two samples as large as the held-out one; thin lines are the members of the ensemble.
 
 # %% tags=["figure"]
-width = closure.widths(found["posterior"].draws, kept["posterior"]).numpy()
+width = closure.widths(draws["prospector"].cpu()).numpy()
 clouds = [points.numpy() for points in (kept["start"] if truth is None else truth, kept["broad"], kept["posterior"])]
 names = ("truth, held out", "from the broad prior", "from the Prospector-like prior")
 this.savefig(validation.parameters(*clouds, labels, width, closure.CONSTRAINED, names), "calibration_starts")

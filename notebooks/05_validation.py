@@ -128,16 +128,17 @@ this.savefig(calibration.closure(closure.BARS, shown), "validation_closure")
 
 # %% [markdown]
 # **Read it.** Left of the line is within the bar of the published model, left of the tick is the goal; inside the grey, a model cannot be
-# told from another sample of the same sky. On the right are distances without a bar: there the prior may decide, as the next figure says.
+# told from another sample of the same sky, and where the grey crosses the line the held-out sky is too small for the bar. On the right
+# are distances without a bar: there the prior may decide, as the next figure says.
 
 # %% [markdown]
 # ## What photometry does not say
 #
-# The width of the posteriors of single galaxies under the calibrated population, over the width of the population itself (roots of mean
-# variances). Where data halve the variance they decide; elsewhere the population is what calibration started from.
+# The width of the posteriors of single galaxies over the width of all of them pooled, the population (roots of mean variances). Where
+# data halve the variance they decide; elsewhere the population is what calibration started from.
 
 # %%
-width = closure.widths(objectives["posterior"].draws, kept["calibrated"])
+width = closure.widths(this.read("posterior_draws").data["theta"])
 left = [name for name, value in zip(parameters.NAMES, width.tolist(), strict=True) if value >= closure.CONSTRAINED]
 this.report(
     constrained=", ".join(name for name in parameters.NAMES if name not in left),
@@ -179,7 +180,7 @@ panels = [
     ["u", "g", "r", "i", "z", "Y"],
     ["J", "H", "Ks", "Ch1", "IB464", "IA738"],
     ["u−g", "g−r", "r−i", "i−z", "z−Y", "Y−J"],
-    ["J−H", "H−Ks", "Ks−Ch1", "Ch1−Ch2", "IB464−g", "IA738−i"],
+    ["J−H", "H−Ks", "Ks−Ch1", "Ch1−Ch2", "IB827−z", "IA738−i"],
 ]
 rows = [{f"{label} [mag]": [values(name, label) for name in ("sky", "calibrated", "start")] for label in row} for row in panels]
 this.savefig(validation.marginals(rows), "validation_marginals")

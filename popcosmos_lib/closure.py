@@ -53,7 +53,7 @@ class Bar(NamedTuple):
 
 
 def _by_redshift(key, label):
-    spans = {f"{key}_z{i + 1}": f"{label}, {low:g} < z < {high:g}" for i, (low, high) in enumerate(RANGES)}
+    spans = {f"{key}_z{i + 1}": f"{label}, ${low:g}<z<{high:g}$" for i, (low, high) in enumerate(RANGES)}
     return {key: label} | spans
 
 
@@ -280,20 +280,21 @@ def table(scores, judged=None):
     return found
 
 
-def widths(draws, prior):
+def widths(draws):
     """How much photometry says about each parameter: posterior over prior width.
+
+    The prior is the population that the galaxies themselves make up, which their pooled posteriors sample once calibration has converged.
 
     Parameters
     ----------
     draws : Tensor of shape (n, k, 16)
-        Equally weighted draws from each galaxy's posterior, k >= 2.
-    prior : Tensor of shape (m, 16)
-        Draws from the prior of those posteriors, seen through the same selection; of a calibrated population, its own galaxies.
+        Equally weighted draws from each galaxy's posterior, k >= 2; draws that repeat one another make widths too small.
 
     Returns
     -------
     Tensor of shape (16,)
-        Root of (mean posterior variance over prior variance): 1 where photometry adds nothing, below ``CONSTRAINED`` where it decides.
+        Root of (mean variance within galaxies over variance of all draws): 1 where photometry adds nothing, below ``CONSTRAINED`` where
+        it decides.
 
     Raises
     ------
@@ -302,4 +303,4 @@ def widths(draws, prior):
     """
     if draws.ndim != 3 or draws.shape[1] < 2:
         raise ValueError(f"draws of shape (n, k >= 2, 16) are needed to measure a width; got {tuple(draws.shape)}")
-    return (draws.var(1).mean(0) / prior.var(0)).sqrt()
+    return (draws.var(1).mean(0) / draws.flatten(0, 1).var(0)).sqrt()

@@ -261,7 +261,10 @@ def closure(bars, scores):
         for name, (colour, marker) in zip(models, [*_MODELS[: len(models) - 1], (1, "o")], strict=True):
             places = [scale(bar, scores[name].get(key, np.nan)) for bar, key in rows]
             axis.plot(places, range(len(rows)), marker, color=figures.COLOURS[colour], ms=4, label=name)
-        labels = [bar.scores[key] + (rf" $\leq$ {bar.bar:g}" if np.isfinite(bar.bar) else "") for bar, key in rows]
+        limits = [
+            rf" $\leq$ {bar.bar:g}" + ("$\\,(1+z)$" if bar.unit == "1 + z" else "") if np.isfinite(bar.bar) else "" for bar, _ in rows
+        ]
+        labels = [bar.scores[key] + limit for (bar, key), limit in zip(rows, limits, strict=True)]
         axis.set_yticks(range(len(rows)), labels)
         axis.tick_params(axis="y", which="both", length=0)
         axis.set(ylim=(len(rows) - 0.4, -0.6), xscale="log")

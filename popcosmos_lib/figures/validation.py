@@ -138,10 +138,10 @@ def components(variance, vectors, labels, p, curves):
             axis.plot(p, curve, color=_MODEL, lw=0.9)
         column[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
     reach = 1.15 * max(max(np.abs(pp).max(), half.max()) for pp, half, *_ in curves.values())
-    axes[0, 0].set(ylim=(-reach, reach), ylabel="PP: probability $-$ p")
+    axes[0, 0].set(ylim=(-reach, reach), ylabel="PP $-$ p")
     # the last quantiles of a heavy tail would hide the rest
     reach = 1.15 * np.percentile(np.abs([qq for *_, qq, _ in curves.values()]), 99)
-    axes[1, 0].set(ylim=(-reach, reach), ylabel="QQ: model $-$ sky [mag]")
+    axes[1, 0].set(ylim=(-reach, reach), ylabel="QQ [mag]")
     bottom.supxlabel("probability p in the mock sky", fontsize=8)
     handles = [Line2D([], [], color=_MODEL), Patch(color="0.85")]
     bottom.legend(handles, ["calibrated model", "95 % of what two samples of one sky show"], ncols=2, loc="outside upper center")

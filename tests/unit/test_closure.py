@@ -153,10 +153,9 @@ def test_widths_tell_data_from_prior(rng):
     truth = torch.randn(3000, 1, 16, generator=rng)
     share = torch.linspace(0, 1, 16)  # of the variance that data leave
     draws = (1 - share).sqrt() * truth + share.sqrt() * torch.randn(3000, 4, 16, generator=rng)
-    prior = torch.randn(20_000, 16, generator=rng)
-    assert torch.allclose(closure.widths(draws, prior), share.sqrt(), atol=0.02)
+    assert torch.allclose(closure.widths(draws), share.sqrt(), atol=0.02)
     with pytest.raises(ValueError, match="k >= 2"):
-        closure.widths(draws[:, :1], prior)
+        closure.widths(draws[:, :1])
 
 
 def test_classifier_sees_one_band_out_of_twenty_six(sky, rng):
