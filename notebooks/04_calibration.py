@@ -33,10 +33,9 @@ n_starts: int = 2             # redshift modes followed in each fit
 fit_steps: int = 250          # largest number of steps of a fit
 n_library: int = 50_000       # model galaxies that supply the starts
 trajectories: int = 50        # Hamiltonian trajectories per galaxy
-iterations: int = 2           # of expectation-maximisation
-n_mocks: int = 20_000         # mock galaxies an iteration, on which the proposal is trained
-first_steps: int = 1_200      # training steps of the first proposal; the first density takes half
-em_steps: int = 300           # training steps of proposal and density in each iteration
+iterations: int = 3           # of expectation-maximisation, at most
+em_trajectories: int = 20     # Hamiltonian trajectories per galaxy in each
+em_steps: int = 250           # training steps of its density in each; twice as many at the start
 n_steps: int = 8_000          # training steps of the density of the draws
 polish: int = 50              # steps of transport at the end
 n_start_steps: int = 3_000    # training steps of the density of the fits
@@ -203,9 +202,8 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # %% [markdown]
 # ## Three calibrations
 #
-# - **posterior**: from those draws, draw every galaxy's posterior under the population that the draws make up (an amortised proposal,
-#   exact importance weights, particles that persist), refit the density, repeat; then the diffusion model of the pooled draws, and a short
-#   transport.
+# - **posterior**: continue every galaxy's chain under the population that all the draws make up, refit the density (a normalising flow),
+#   repeat, until it describes held-out galaxies no better; then the diffusion model of the pooled draws, and a short transport.
 # - **transport**: from the density of the fits, with fixed base draws, the weights move until the mock's 26 asinh magnitudes and 25 colours
 #   lie on the catalogue's.
 # - **summaries**: the same with means, standard deviations, correlations and 19 percentiles of 50 features.
@@ -213,8 +211,8 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # A third of the galaxies is held out of the last two, and the weights that do best on it are kept.
 
 # %%
-training = {"start_steps": (first_steps // 2, first_steps), "refit_steps": (em_steps, em_steps), "density_steps": n_steps, "polish": polish}
-drawing = {"floor": floor, "iterations": iterations, "n_mocks": n_mocks, **training}
+training = {"start_steps": 2 * em_steps, "refit_steps": em_steps, "density_steps": n_steps, "polish": polish}
+drawing = {"floor": floor, "iterations": iterations, "trajectories": em_trajectories, **training}
 settings = {
     "posterior": ("posterior", galaxies["prospector"], draws["prospector"], drawing),
     "broad": ("posterior", galaxies["broad"], draws["broad"], drawing),
@@ -228,6 +226,7 @@ def about(name):
     return {
         "parameters": {"objective": how, "n": len(rows), "corrections": corrections, "path": path.name, **options},
         "inputs": [mock, trained, errors, start, *made.values()],
+        "version": 2,
     }
 
 
@@ -235,7 +234,8 @@ def about(name):
 def calibrated(name):
     how, rows, first, options = settings[name]
     first = population.Population.from_state(start.data).to(device) if first is None else first
-    kept = this.checkpoint(name, **about(name))
+    key = about(name)
+    kept = this.checkpoint(name, parameters=key["parameters"], inputs=key["inputs"])
     options = {"objective": how, "forward": forward, "start": first, "corrections": corrections, **options}
     found = calibration.calibrate(rows, generator=this.generator(name), checkpoint=kept, **options)
     return found.state(), found.history
@@ -269,7 +269,7 @@ def resampled():
     return several.state_dict()
 
 
-members = this.artefact("population_ensemble", resampled, parameters=options, inputs=[calibrations["posterior"]])
+members = this.artefact("population_ensemble", resampled, version=2, parameters=options, inputs=[calibrations["posterior"]])
 model = population.Population.from_state(final.data).to(device)
 
 # %% [markdown]

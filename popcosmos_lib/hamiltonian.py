@@ -1,6 +1,6 @@
-"""Draws from the posterior of every galaxy by Hamiltonian Monte Carlo, from a fit: where expectation-maximisation begins.
+"""Draws from the posterior of every galaxy by Hamiltonian Monte Carlo, all galaxies at once.
 
-Used by ``calibration``; introduced in notebook 04.
+From fits under a prior of closed form, where expectation-maximisation begins, and in its iterations (``em``). Introduced in notebook 04.
 
 References
 ----------
@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from popcosmos_lib import likelihood, parameters
 
-__all__ = ["posterior_draws"]
+__all__ = ["FIRST_STEP", "core_width", "galaxies_at_once", "posterior_draws", "walk", "whitening"]
 
 _GALAXIES = 2048  # sampled at once on a CPU: their networks' activations stay in cache
+FIRST_STEP = 0.1  # of a chain whose target is new
 _TARGET = 0.75  # acceptance aimed at
 _DIFFERENCE = 0.01  # step of the finite differences behind the metric, in units of the latent
 _STUDENT_INFORMATION = 0.6  # (nu + 1) / (nu + 3) for nu = 2: Fisher information of a Student-t location, in 1 / scale^2
@@ -53,24 +54,57 @@ def posterior_draws(theta, flux, flux_err, *, emulator, prior, generator, trajec
         Mean acceptance of each galaxy over the second half.
     """
     floor = likelihood.fractional_error(floor, emulator).to(flux)
-    spread = _core_width(parameters.to_latent(prior.sample(4096, generator).to(flux)))
-    size = _GALAXIES if theta.device.type == "cpu" else 16 * _GALAXIES
-    chunks = list(zip(theta.split(size), flux.split(size), flux_err.split(size), strict=True))
+    spread = core_width(parameters.to_latent(prior.sample(4096, generator).to(flux)))
+    rows = torch.arange(len(flux), device=flux.device).split(galaxies_at_once(flux))
+    settings = emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep
     parts = [
-        _chains(parameters.to_latent(t), f, e, emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep)
-        for t, f, e in tqdm(chunks, desc="posteriors", disable=None)
+        _from_fits(parameters.to_latent(theta[r]), flux[r], flux_err[r], *settings) for r in tqdm(rows, desc="posteriors", disable=None)
     ]
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
-def _core_width(phi):
+def _from_fits(phi, flux, flux_err, emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep):
+    def log_density(phi):
+        magnitude = likelihood.photometry(emulator, parameters.to_theta(phi))
+        return likelihood.log_likelihood(magnitude, flux, flux_err, floor) + prior.log_prob(phi)
+
+    whiten = whitening(phi, flux, flux_err, emulator, spread, floor)
+    step = torch.full_like(phi[:, 0], FIRST_STEP)
+    draws, acceptance, _ = walk(phi, log_density, whiten, step, generator, trajectories, leapfrogs, keep)
+    return parameters.to_theta(draws), acceptance
+
+
+def galaxies_at_once(like):
+    """How many galaxies walk together on the device of a tensor: on a CPU their networks' activations stay in cache."""
+    return _GALAXIES if like.device.type == "cpu" else 16 * _GALAXIES
+
+
+def core_width(phi):
     """Robust standard deviation of each column."""
     quartiles = phi.quantile(phi.new_tensor([0.25, 0.75]), dim=0)
     return (quartiles[1] - quartiles[0]) / 1.349
 
 
-def _whitening(phi, flux, flux_err, emulator, spread, floor):
-    """Matrices A, (n, 16, 16), such that phi0 + A z has roughly unit covariance in z: inverse root of the Gauss-Newton metric."""
+def whitening(phi, flux, flux_err, emulator, spread, floor):
+    """Linear maps under which posteriors are about round: inverse roots of their Gauss-Newton metrics.
+
+    Parameters
+    ----------
+    phi : Tensor of shape (n, 16)
+        Where the metric is taken.
+    flux, flux_err : Tensor of shape (n, n_band)
+        Photometry and errors [µJy].
+    emulator : object with ``magnitudes(theta)``
+    spread : Tensor of shape (16,)
+        Width of the prior in each direction.
+    floor : Tensor of shape (n_band,)
+        Fractional error of the model flux.
+
+    Returns
+    -------
+    Tensor of shape (n, 16, 16)
+        A, such that phi + A z has roughly unit covariance in z.
+    """
     with torch.no_grad():
         magnitude = likelihood.photometry(emulator, parameters.to_theta(phi))
         slopes = []
@@ -89,23 +123,43 @@ def _whitening(phi, flux, flux_err, emulator, spread, floor):
         return torch.linalg.solve_triangular(root.mT, identity, upper=True).to(phi)
 
 
-def _chains(start, flux, flux_err, emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep):
-    whiten = _whitening(start, flux, flux_err, emulator, spread, floor)
+def walk(start, log_density, whiten, step, generator, trajectories, leapfrogs, keep):
+    """Hamiltonian chains, one for each galaxy, all at once.
+
+    Parameters
+    ----------
+    start : Tensor of shape (n, 16)
+        Latent parameters.
+    log_density : callable
+        ``log_density(phi)`` gives ln of the target of each galaxy, (n,), differentiable in phi (n, 16); it may be -inf.
+    whiten : Tensor of shape (n, 16, 16)
+        From ``whitening``.
+    step : Tensor of shape (n,)
+        Steps to begin with, in the whitened space; tuned over the first 60 % of the trajectories.
+    generator : torch.Generator
+    trajectories, leapfrogs, keep : int
+        As for ``posterior_draws``.
+
+    Returns
+    -------
+    draws : Tensor of shape (n, keep, 16)
+        phi; the last one is where the chain ends.
+    acceptance, step : Tensor of shape (n,)
+    """
     random = {"generator": generator, "device": generator.device}
 
     def latent(z):
         return start + (whiten @ z[..., None])[..., 0]
 
     def value_and_slope(z):
-        z = z.detach().requires_grad_()
-        phi = latent(z)
-        magnitude = likelihood.photometry(emulator, parameters.to_theta(phi))
-        log_p = likelihood.log_likelihood(magnitude, flux, flux_err, floor) + prior.log_prob(phi)
-        return log_p.detach(), torch.autograd.grad(log_p.sum(), z)[0].nan_to_num(0.0, 0.0, 0.0)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            log_p = log_density(latent(z))
+            slope = torch.autograd.grad(log_p.sum(), z)[0]
+        return log_p.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
 
     z = torch.zeros_like(start)
     log_p, slope = value_and_slope(z)
-    step = torch.full_like(log_p, 0.1)
     wanted = {trajectories - 1 - (i * trajectories) // (2 * keep) for i in range(keep)}
     kept, acceptance = [], torch.zeros_like(log_p)
     for t in range(trajectories):
@@ -127,5 +181,5 @@ def _chains(start, flux, flux_err, emulator, prior, spread, floor, generator, tr
         if t >= trajectories // 2:
             acceptance += odds / (trajectories - trajectories // 2)
         if t in wanted:
-            kept.append(parameters.to_theta(latent(z)))
-    return torch.stack(kept, 1), acceptance
+            kept.append(latent(z))
+    return torch.stack(kept, 1), acceptance, step
