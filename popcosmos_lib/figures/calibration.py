@@ -12,6 +12,7 @@ from popcosmos_lib import figures
 __all__ = ["closure", "corner", "history", "learning", "redshifts", "solvers"]
 
 _TRUTH, _START, _MODEL, _BROAD = "0.75", figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
+_NAMES = {"start": "density of fits", "broad": "posterior,\nbroad prior"}
 _COLOURS = {"posterior": figures.COLOURS[1], "transport": figures.COLOURS[0], "summaries": figures.COLOURS[2], "broad": figures.COLOURS[4]}
 
 
@@ -43,7 +44,7 @@ def history(ladder, floor, histories, mean_z):
     left.barh(range(len(ladder)), ladder.values(), color=[_COLOURS.get(name, "0.6") for name in ladder])
     left.axvline(floor, color="k", lw=0.8, ls=":", label="two halves of the sky")
     left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none")
-    left.set_yticks(range(len(ladder)), ladder)
+    left.set_yticks(range(len(ladder)), [_NAMES.get(name, name) for name in ladder])
     left.invert_yaxis()
     left.tick_params(axis="y", which="both", length=0)
     left.set(xscale="log", xlabel="sliced $W_2$ to held-out photometry")
@@ -52,7 +53,7 @@ def history(ladder, floor, histories, mean_z):
         for part, style in (("magnitudes", "-"), ("colours", "--")):
             middle.plot(_progress(run["step"]), run[part], style, color=colour, label=f"{name}, {part}")
         right.plot(_progress(run["step"]), run["mean_z"], "-", color=colour, label=name)
-    middle.set(xlabel="fraction of the run", ylabel="sliced $W_2$, held out", yscale="log")
+    middle.set(xlabel="fraction of the run", ylabel="sliced $W_2$, held out", ylim=(0, 1.55 * middle.get_ylim()[1]))
     middle.legend(loc="upper right", fontsize=6)
     run = histories["posterior"]
     drawn = [row[-1] for row in run["em_mean"]]
