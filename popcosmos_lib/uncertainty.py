@@ -257,7 +257,7 @@ def covariance(x):
 
 
 @torch.no_grad()
-def pit(model, flux, sigma, generator, draws=40):
+def pit(model, flux, sigma, generator, draws=20):
     """Probability integral transform of each error by its rank among draws, for any model.
 
     Parameters
