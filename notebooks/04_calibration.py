@@ -26,9 +26,10 @@ weights: str = "published"    # emulator of notebook 02: published or trained
 catalogue: str = "mock"       # mock, or the path of a COSMOS2020 table (FITS, Parquet, CSV)
 objective: str = "posterior"  # what makes the population that goes on: posterior, transport or summaries
 corrections: bool = False     # learn zero points and line strengths as well; the mock has none
-floor: float = 0.02           # fractional error of the model flux, beside the emulator's
+error_steps: int = 16_000     # training steps of the flux errors of a catalogue other than the mock
+floor: float = 0.02           # fractional error of the model flux, beside the emulator's; 0.03 or more for real galaxies
 n_galaxies: int = 6_000       # galaxies of the catalogue that are fitted, and whose posteriors are drawn
-n_second: int = 2_000         # the same under the second prior
+n_second: int = 1_500         # the same under the second prior
 n_starts: int = 2             # redshift modes followed in each fit
 fit_steps: int = 250          # largest number of steps of a fit
 n_library: int = 50_000       # model galaxies that supply the starts
@@ -42,7 +43,7 @@ n_start_steps: int = 3_000    # training steps of the density of the fits
 match_steps: int = 100        # steps of transport
 summary_steps: int = 120      # steps of summaries, as many as in the paper
 n_members: int = 4            # populations of the ensemble
-member_steps: int = 4_000     # training steps of each
+member_steps: int = 3_000     # training steps of each
 n_score: int = 20_000         # mock galaxies scored
 slack: float = 2.0            # factor on the bars of closure.BARS, which are for full
 max_unconverged: float = 0.02  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
@@ -61,9 +62,11 @@ from popcosmos_lib import (
     parameters,
     population,
     priors,
+    residuals,
     run,
     survey,
     tables,
+    uncertainty,
 )
 from popcosmos_lib.figures import calibration as draw
 from popcosmos_lib.figures import validation
@@ -95,11 +98,15 @@ truth = theta[~train] if known else None
 # %% [markdown]
 # ## The forward model
 #
-# θ → emulator → learned flux errors → Student-t noise → r < 25.
+# θ → emulator → flux errors, learned from the catalogue (notebook 03) → Student-t noise → r < 25.
 
 # %%
 net = emulator.restore(trained).to(device)
 data_model = survey.load(profile)
+if catalogue != "mock":  # notebook 03 learned the errors of the mock
+    photometry = sample.flux, sample.flux_err
+    margin = uncertainty.train(*photometry, error_steps // 40, this.generator("margin"), components=1)[0]
+    data_model = survey.Survey(residuals.train(*photometry, margin, error_steps, this.generator("errors"))[0].requires_grad_(False))
 data_model.uncertainty.to(device)
 forward = population.ForwardModel(net, data_model)
 

@@ -7,7 +7,20 @@ import pytest
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import calibration, emulator, filters, likelihood, lines, parameters, population, summaries, survey, transport, universe
+from popcosmos_lib import (
+    calibration,
+    catalog,
+    emulator,
+    filters,
+    likelihood,
+    lines,
+    parameters,
+    population,
+    summaries,
+    survey,
+    transport,
+    universe,
+)
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.checkpoint import Checkpoint
 
@@ -149,6 +162,28 @@ def test_the_public_call_takes_a_table(sky, monkeypatch, rng, capsys):
     made = population.calibrate(Table(columns), "transport", generator=rng, start_steps=20, iterations=1, batch=64)
     passed = int(survey.select(sky.flux, "r<25").sum())
     assert 100 < passed < len(sky.flux) and f"{passed} of {len(sky.flux)} galaxies are clean and have r<25" in capsys.readouterr().out
+    assert made.population.sample(3, rng).shape == (3, 16)
+
+
+def test_an_official_file_calibrates(sky, tmp_path, monkeypatch, rng, capsys):
+    """The mock under the names, reddening, zero points and flags of COSMOS2020 FARMER gives back its fluxes, and a population."""
+    monkeypatch.setattr(survey, "load", lambda profile, weights: survey.truth())
+    monkeypatch.setattr(emulator, "load", lambda kind, profile, weights: Colours())
+    n, bands = len(sky.flux), survey.BANDS
+    table = Table({"ID": range(n), "EBV_MW": [0.02] * n, "MODEL_FLAG": [0] * n, "FLAG_COMBINED": [0] * (n - 30) + [1] * 30})
+    table["lp_type"] = [0] * 40 + [1] * 20 + [2] * (n - 60)  # twenty stars
+    undo = 10 ** (0.4 * (torch.as_tensor(bands["offset_farmer"]) - 0.02 * torch.as_tensor(bands["extinction"])))
+    for i, name in enumerate(bands["column"]):
+        for kind, suffix in (("flux", "FLUX"), ("flux_err", "FLUXERR")):
+            table[f"{name}_{suffix}"] = (getattr(sky, kind)[:, i] * undo[i]).numpy()
+            table[f"{name}_{suffix}"].unit = "uJy"
+    table.write(tmp_path / "COSMOS2020_FARMER.fits")
+    read = catalog.read(tmp_path / "COSMOS2020_FARMER.fits")
+    torch.testing.assert_close(read.flux, sky.flux.float(), rtol=1e-4, atol=1e-6)
+    assert int((~read.clean).sum()) == 50
+    made = population.calibrate(read, "transport", generator=rng, start_steps=20, iterations=1, batch=64)
+    passed = int((survey.select(sky.flux, "r<25") & read.clean).sum())
+    assert f"{passed} of {n} galaxies are clean and have r<25" in capsys.readouterr().out
     assert made.population.sample(3, rng).shape == (3, 16)
 
 
