@@ -14,7 +14,7 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock` (03), `population` (04) | `figures/population_{masses,sequence,relations}` | Alsing+24 figs 8-13; Thorp+25 figs 11-17 |
+# | `mock` (03), `population{,_ensemble}` (04) | `figures/population_{masses,sequence,relations}` | Alsing+24 figs 8-13; Thorp+25 figs 11-17 |
 
 # %% tags=["parameters"]
 profile: str = "fast"          # smoke, fast or full
@@ -37,16 +37,19 @@ this = run.start("09_population", profile=profile, seed=seed)
 # ## Truth and model, selected alike
 #
 # Truth: galaxies of the mock sky with r < 25 that the calibration did not use. The model is a density of galaxies with r < 25, so its
-# draws need no further cut. Masses are surviving masses, star-formation rates are averages over 100 Myr.
+# draws need no further cut. The members of its ensemble are shown as a band: the uncertainty of the population from the sampling of the
+# catalogue and the chance of training, not from its prior. Masses are surviving masses, star-formation rates averages over 100 Myr.
 
 # %%
 mock = this.read("mock")
 rows = torch.as_tensor(mock.data["select_r25"].data & ~mock.data["train"].data)
 truth = torch.stack([torch.as_tensor(mock.data[name].data) for name in parameters.NAMES], -1)[rows]
-model = population.Population.from_state(this.read("population").data).sample(n_galaxies, this.generator("model"))
-sample = {"truth": truth, "model": model}
-area = {"truth": mock.meta["area_deg2"] * len(truth) / mock.data["select_r25"].sum()}
-area["model"] = area["truth"] * len(model) / len(truth)
+models = {"model": population.Population.from_state(this.read("population").data)}
+members = population.Ensemble.from_state(this.read("population_ensemble").data).members
+models |= {f"member {i + 1}": member for i, member in enumerate(members)}
+sample = {"truth": truth} | {name: one.sample(n_galaxies, this.generator(name)) for name, one in models.items()}
+area = dict.fromkeys(sample, mock.meta["area_deg2"] * n_galaxies / mock.data["select_r25"].sum())
+area["truth"] *= len(truth) / n_galaxies
 
 # %%
 names = ("log10Z", "log10Zgas", "dust2", "dust_index", "log10Ugas", "lnfAGN", "z")
@@ -114,7 +117,7 @@ offset = {name: distance(pair) for name, pair in measured.items()}
 
 # %% tags=["nbval-check-output"]
 this.report(
-    galaxies=f"{len(model)} of the model",
+    galaxies=f"{n_galaxies} of the model and of each of {len(members)} members",
     mass_function=f"within {max_mass_error} dex: {mass_error <= max_mass_error}",
     star_forming_sequence=f"within {max_sfr_error} dex: {sfr_error <= max_sfr_error}",
     relations=len(measured),
@@ -141,7 +144,8 @@ assert sfr_error <= max_sfr_error, "the model's star-forming sequence is displac
 
 # %% tags=["figure"]
 panels = [
-    {"window": w, "truth": counted["truth"][i], "model": counted["model"][i], "curve": np.stack([full, leja[i]], -1)}
+    {"window": w, "curve": np.stack([full, leja[i]], -1), "spread": np.std([counted[k][i][:, 1] for k in list(models)[1:]], 0, ddof=1)}
+    | {kind: counted[kind][i] for kind in ("truth", "model")}
     for i, w in enumerate(windows)
 ]
 this.savefig(draw.mass_functions(panels), "population_masses")
@@ -154,6 +158,10 @@ this.savefig(draw.mass_functions(panels), "population_masses")
 mass_label, sfr_label = r"$\log_{10} M_\star$ [$M_\odot$]", r"$\log_{10}$ SFR [$M_\odot$ yr$^{-1}$]"
 
 
+def shown(pair, style):  # truth, model, and how the medians of the members scatter
+    return (*pair[:2], np.std([member[:, 1] for member in pair[2:]], 0, ddof=1), style)
+
+
 def panel(y, series, curves=(), points=(), x=mass_label, xlim=(7.9, 11.6), ylim=None, note=""):
     curves = [torch.stack(curve, -1).numpy() for curve in curves]
     return {"x": x, "y": y, "series": series, "curves": curves, "points": list(points), "xlim": xlim, "ylim": ylim, "note": note}
@@ -161,12 +169,12 @@ def panel(y, series, curves=(), points=(), x=mass_label, xlim=(7.9, 11.6), ylim=
 
 ridges = {z: [relations.published("star_forming_sequence", z)] for z in sequence}
 notes = {z: "{} < z < {}".format(*span) for z, span in spans.items()}
-panels = [panel(sfr_label, [(*pair, "-")], (), ridges[z], ylim=(-2.2, 3), note=notes[z]) for z, pair in sequence.items()]
+panels = [panel(sfr_label, [shown(pair, "-")], (), ridges[z], ylim=(-2.2, 3), note=notes[z]) for z, pair in sequence.items()]
 this.savefig(draw.relations(panels, columns=3, height=2.2), "population_sequence")
 
 # %% [markdown]
-# **Read it.** Grey is the mock, orange the model, squares the ridge of Leja+22. At low mass both rise above the ridge because only
-# galaxies that form many stars are bright enough in r.
+# **Read it.** Grey is the mock, orange the model with the scatter of its ensemble, squares the ridge of Leja+22. At low mass both rise
+# above the ridge because only galaxies that form many stars are bright enough in r.
 #
 # ## Metals, dust, gas and nuclei
 
@@ -178,7 +186,7 @@ curves = {"fmr": fmr, "dust": [(m, universe.attenuation(m))], "slope": [(tau, un
           "U": [(ssfr, universe.ionisation(ssfr))], "agn": [(m, universe.agn_fraction(m, 0.75 + 0 * m))]}  # fmt: skip
 points = {name: [relations.published(name)] for name in ("stellar_metallicity", "gas_metallicity")}
 points["quiescent"] = [relations.published("quiescent_fraction", 0.75)]
-pairs = {name: [(*pair, "--" if "heavy" in name else "-")] for name, pair in measured.items()}
+pairs = {name: [shown(pair, "--" if "heavy" in name else "-")] for name, pair in measured.items()}
 
 # %% tags=["figure"]
 two_masses = pairs["gas Z - SFR, light"] + pairs["gas Z - SFR, heavy"]

@@ -27,7 +27,8 @@ def mass_functions(panels):
     Parameters
     ----------
     panels : list of dict
-        ``window`` (low, high); ``truth`` and ``model``, arrays (n, 3) of log mass, log10 phi and count; ``curve``, array (n, 2).
+        ``window`` (low, high); ``truth`` and ``model``, arrays (n, 3) of log mass, log10 phi and count; ``spread``, array (n,), scatter
+        of log10 phi in the ensemble; ``curve``, array (n, 2).
 
     Returns
     -------
@@ -39,13 +40,14 @@ def mass_functions(panels):
         x, phi, _ = panel["truth"].T
         axis.bar(x, phi + 7, width=x[1] - x[0], bottom=-7, color=_TRUTH)
         x, phi, count = panel["model"].T
+        axis.fill_between(x, phi - panel["spread"], phi + panel["spread"], color=_MODEL, alpha=0.3, lw=0)
         axis.errorbar(x, phi, 0.434 / np.sqrt(np.maximum(count, 1)), color=_MODEL, lw=1.0, elinewidth=0.7)
         axis.plot(*panel["curve"].T, color=_PUBLISHED, ls="--", lw=1.0)
         axis.text(0.94, 0.94, "{:g} < z < {:g}".format(*panel["window"]), transform=axis.transAxes, ha="right", va="top")
         axis.set(xlim=(7.6, 11.9), ylim=(-5.6, -0.6))
     fig.supxlabel(r"$\log_{10} M_\star$ [$M_\odot$]", fontsize=8)
     axes[0].set_ylabel(r"$\log_{10}\phi$ [Mpc$^{-3}$ dex$^{-1}$]")
-    _legend(fig, truth="mock, r < 25 (truth)", model="calibrated model", curve="Leja+20, all galaxies")
+    _legend(fig, truth="mock, r < 25 (truth)", model="calibrated model, its ensemble", curve="Leja+20, all galaxies")
     return fig
 
 
@@ -56,8 +58,8 @@ def relations(panels, columns, height):
     ----------
     panels : list of dict
         ``x``, ``y``: axis labels with units; ``xlim``, ``ylim``; ``note``: text in the upper left; ``series``: list of (truth, model,
-        line style), the first two arrays (n, 4) of centre, median and 16-84 % range; ``curves``: list of arrays (n, 2);
-        ``points``: list of arrays (n, 4).
+        spread, line style), the first two arrays (n, 4) of centre, median and 16-84 % range, the third (n,) the scatter of the model's
+        median in its ensemble; ``curves``: list of arrays (n, 2); ``points``: list of arrays (n, 4).
     columns : int
     height : float
         Of a row [in].
@@ -70,12 +72,13 @@ def relations(panels, columns, height):
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(figures.DOUBLE, height * rows + 0.25), squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=True):
-        for truth, model, style in panel["series"]:
+        for truth, model, spread, style in panel["series"]:
             x, middle, low, high = truth.T
             axis.fill_between(x, low, high, color=_TRUTH, lw=0)
             axis.plot(x, middle, color="0.45", lw=1.0, ls=style)
             x, middle, low, high = model.T
             axis.plot(x, middle, color=_MODEL, ls=style)
+            axis.fill_between(x, middle - spread, middle + spread, color=_MODEL, alpha=0.3, lw=0)
             axis.plot(x, low, color=_MODEL, lw=0.5, ls=":")
             axis.plot(x, high, color=_MODEL, lw=0.5, ls=":")
         for curve in panel["curves"]:
@@ -85,7 +88,7 @@ def relations(panels, columns, height):
             axis.errorbar(point[:, 0], point[:, 1], error, color=_PUBLISHED, ls="", marker="s", ms=2, elinewidth=0.5)
         axis.set(xlabel=panel["x"], ylabel=panel["y"], xlim=panel["xlim"], ylim=panel["ylim"])
         axis.text(0.05, 0.95, panel["note"], transform=axis.transAxes, fontsize=7, va="top")
-    names = {"truth": "mock: median, 16-84 % (truth)", "model": "calibrated model"}
+    names = {"truth": "mock: median, 16-84 % (truth)", "model": "calibrated model, its ensemble"}
     names |= {"curve": "published curve"} if any(panel["curves"] for panel in panels) else {}
     names |= {"points": "published data"} if any(panel["points"] for panel in panels) else {}
     _legend(fig, **names)
