@@ -14,7 +14,8 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock` (03), `population{,_ensemble}` (04) | `figures/population_{masses,sequence,relations}` | Alsing+24 figs 8-13; Thorp+25 figs 11-17 |
+# | `mock` (03) | `figures/population_{masses,sequence}` | Alsing+24 figs 8-13 |
+# | `population`, `population_ensemble` (04) | `figures/population_relations` | Thorp+25 figs 11-17 |
 
 # %% tags=["parameters"]
 profile: str = "fast"          # smoke, fast or full
