@@ -34,8 +34,8 @@ from popcosmos_lib import emulator, filters, parameters, population, run, survey
 from popcosmos_lib.figures import validation
 
 this = run.start("11_extrapolation", profile=profile, seed=seed)
-mock, net = this.read("mock").data, emulator.restore(this.read("emulator", weights))
-this.read("uncertainty")
+trained, _ = this.read("emulator", weights), this.read("uncertainty")
+mock, net = this.read("mock").data, emulator.restore(trained)
 
 # %% [markdown]
 # ## The held-out sky at Ch1 < 26, on both sides of r = 25
