@@ -248,19 +248,20 @@ def closure(bars, scores):
     Returns
     -------
     Figure
-        Double width. Left, tests with a bar, in its units; right, distances that are reported.
+        Double width. Left, tests with a bar, in its units; right, distances that are reported. Scores too small for the axis sit on its
+        edge.
     """
     judged = [(bar, key) for bar in bars if np.isfinite(bar.bar) for key in bar.scores]
     reported = [(bar, key) for bar in bars if not np.isfinite(bar.bar) for key in bar.scores]
     fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 4.6), width_ratios=[1.25, 1])
-    for axis, rows in zip(axes, (judged, reported), strict=True):
+    for axis, rows, least in zip(axes, (judged, reported), (0.02, 0.003), strict=True):
         scale = lambda bar, value: max(abs(value) - bar.perfect, 0) / (bar.bar - bar.perfect if np.isfinite(bar.bar) else 1)  # noqa: E731
         floors = [scale(bar, scores["floor"].get(key, np.nan)) for bar, key in rows]
         axis.barh(range(len(rows)), floors, 0.8, color="0.85", label="two samples of one sky")
         axis.scatter([scale(bar, bar.goal) for bar, _ in rows], range(len(rows)), 60, color="k", marker="|", lw=0.9, label="goal")
         models = [name for name in scores if name != "floor"]
         for name, (colour, marker) in zip(models, [*_MODELS[: len(models) - 1], (1, "o")], strict=True):
-            places = [scale(bar, scores[name].get(key, np.nan)) for bar, key in rows]
+            places = np.maximum([scale(bar, scores[name].get(key, np.nan)) for bar, key in rows], 1.12 * least)
             axis.plot(places, range(len(rows)), marker, color=figures.COLOURS[colour], ms=4, label=name)
         limits = [
             rf" $\leq$ {bar.bar:g}" + ("$\\,(1+z)$" if bar.unit == "1 + z" else "") if np.isfinite(bar.bar) else "" for bar, _ in rows
