@@ -52,24 +52,10 @@ max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the 
 # %% tags=["setup"]
 import torch
 
-from popcosmos_lib import (
-    calibration,
-    catalog,
-    closure,
-    emulator,
-    hamiltonian,
-    likelihood,
-    parameters,
-    population,
-    priors,
-    residuals,
-    run,
-    survey,
-    tables,
-    uncertainty,
-)
+from popcosmos_lib import calibration, catalog, closure, emulator, hamiltonian, likelihood, parameters, population, priors, run, survey
 from popcosmos_lib.figures import calibration as draw
 from popcosmos_lib.figures import validation
+from popcosmos_lib.tables import benchmark
 
 this = run.start("04_calibration", profile=profile, seed=seed)
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,9 +90,7 @@ truth = theta[~train] if known else None
 net = emulator.restore(trained).to(device)
 data_model = survey.load(profile)
 if catalogue != "mock":  # notebook 03 learned the errors of the mock
-    photometry = sample.flux, sample.flux_err
-    margin = uncertainty.train(*photometry, error_steps // 40, this.generator("margin"), components=1)[0]
-    data_model = survey.Survey(residuals.train(*photometry, margin, error_steps, this.generator("errors"))[0].requires_grad_(False))
+    data_model = survey.learn(sample.flux, sample.flux_err, error_steps, this.generator("errors"))
 data_model.uncertainty.to(device)
 forward = population.ForwardModel(net, data_model)
 
@@ -186,7 +170,7 @@ start = this.artefact("population_start", learned, version=3, parameters={"n_ste
 # noise (`diffusion.VP`, β from 0.1 to 20) goes through the same functions.
 
 # %%
-solved = tables.benchmark("solvers")["rows"]
+solved = benchmark("solvers")["rows"]
 for row in solved["decode"]:
     if row["sde"] == "VE" and row["evaluations"] == 16 and row["grid"] == "even":
         line = f"rms error {row['rms']:.3g}, median {row['median']:.2g} of the population's spread, in 16 evaluations"

@@ -20,7 +20,7 @@ from popcosmos_lib import filters, parameters, residuals, store, uncertainty, un
 from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
 from popcosmos_lib.uncertainty import UncertaintyModel
 
-__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "load", "mock", "select", "student_t", "truth"]
+__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "learn", "load", "mock", "select", "student_t", "truth"]
 
 _COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
 
@@ -130,6 +130,26 @@ def load(profile="fast", weights="trained"):
     """
     artefact = store.load("uncertainty", profile, weights)
     return Survey(residuals.from_state(artefact.data).requires_grad_(False))
+
+
+def learn(flux, flux_err, steps, generator):
+    """The survey of a catalogue: COSMOS2020's bands and noise law, with the flux errors learned from the catalogue itself.
+
+    Parameters
+    ----------
+    flux, flux_err : Tensor of shape (n, 26)
+        Photometry and errors [µJy]; NaN = missing.
+    steps : int
+        Training steps of the 26 errors together; those of each band alone take a fortieth.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Survey
+    """
+    margin = uncertainty.train(flux, flux_err, max(1, steps // 40), generator, components=1)[0]
+    model = residuals.train(flux, flux_err, margin, steps, generator)[0]
+    return Survey(model.eval().requires_grad_(False))
 
 
 def select(flux, cuts, bands=filters.SHORT):

@@ -213,3 +213,12 @@ def test_what_is_wrong_with_a_definition_is_said(tmp_path, change, message):
 def test_an_unknown_survey_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="use one of cosmos2020, kids, lsst-y1, or the path of a YAML file"):
         surveys.load("sdss")
+
+
+def test_the_survey_of_a_catalogue_has_its_errors():
+    """Errors of a tenth of the flux, whatever the built-in survey would quote."""
+    generator = torch.Generator().manual_seed(2)
+    flux = 10 ** (0.5 * torch.randn(600, 26, generator=generator))
+    sky = survey.learn(flux, 0.1 * flux * torch.exp(0.05 * torch.randn(flux.shape, generator=generator)), 200, generator)
+    ratio = sky.sigma(flux, generator=generator) / flux
+    assert 0.08 < float(ratio.median()) < 0.12
