@@ -20,7 +20,19 @@ from popcosmos_lib import filters, parameters, residuals, store, uncertainty, un
 from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
 from popcosmos_lib.uncertainty import UncertaintyModel
 
-__all__ = ["BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "learn", "load", "mock", "select", "student_t", "truth"]
+__all__ = [
+    "BANDS",
+    "Survey",
+    "UncertaintyModel",
+    "asinh_magnitude",
+    "flux_from_asinh",
+    "learn",
+    "load",
+    "mock",
+    "select",
+    "student_t",
+    "truth",
+]
 
 _COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
 
