@@ -15,18 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from popcosmos_lib import summaries, transport
+from popcosmos_lib import em, summaries, transport
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.checkpoint import Checkpoint
 from popcosmos_lib.matching import match
 from popcosmos_lib.population import Ensemble, Photometry, Population, inside
 
-__all__ = ["BEYOND", "OBJECTIVES", "Calibration", "Unselected", "calibrate", "check", "ensemble", "passing", "unselected"]
+__all__ = ["BEYOND", "OBJECTIVES", "Calibration", "Unselected", "calibrate", "check", "ensemble", "unselected"]
 
 OBJECTIVES = ("posterior", "transport", "summaries")
 BEYOND = 0.05  # chance of being selected below which the population is extrapolated
 _FEWEST = 100  # galaxies with all bands that a distance of clouds needs
-_ROWS = 8192  # mock galaxies evaluated at once: larger chunks fall out of cache
 
 
 class Calibration(NamedTuple):
@@ -88,7 +87,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         Parameters to photometry.
     start : Tensor of shape (n, 16) or (n, k, 16), or Population
         Galaxies whose density is learned first (fits, or draws of a prior that pass the selection), or the density itself. For "posterior"
-        best k draws of the posterior of each galaxy under a prior, see ``hamiltonian``.
+        points of each galaxy of the catalogue, best k draws of its posterior under a prior, see ``hamiltonian``.
     generator : torch.Generator
         All randomness.
     checkpoint : checkpoint.Checkpoint, optional
@@ -130,8 +129,6 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
 def _posterior(
     catalogue, forward, start, generator, checkpoint, *, density_steps=8000, polish=50, polish_lr=3e-5, corrections=False, **options
 ):
-    from popcosmos_lib import em
-
     drawn = _stage(checkpoint, "draws")
     if saved := drawn.load():
         theta, em_history = saved["theta"].to(catalogue.flux), saved["history"]
@@ -190,39 +187,6 @@ def _split(catalogue, what, generator):
     order = torch.randperm(len(magnitude), generator=generator, device=generator.device).to(magnitude.device)
     cut = (2 * len(magnitude)) // 3
     return magnitude[order[:cut]], magnitude[order[cut:]]
-
-
-@torch.no_grad()
-def passing(forward, draw, n, generator):
-    """Galaxies that pass the selection.
-
-    Parameters
-    ----------
-    forward : ForwardModel
-    draw : callable
-        ``draw(n, generator)`` gives galaxies (n, 16): the ``sample`` of a population or of a prior.
-    n : int
-        Number wanted.
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (n, 16)
-
-    Raises
-    ------
-    ValueError
-        If hardly any passes.
-    """
-    kept, tried = [], 0
-    while sum(map(len, kept)) < n:
-        theta = draw(_ROWS, generator)
-        seen = forward(theta, forward.draws(len(theta), generator))
-        kept.append(theta[seen.selected.to(theta.device)])
-        tried += len(theta)
-        if tried >= 20 * _ROWS and sum(map(len, kept)) < 1e-3 * tried:
-            raise ValueError(f"fewer than one galaxy in 1000 passes {forward.selection}: this start does not cover the catalogue")
-    return torch.cat(kept)[:n]
 
 
 def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=None, steps=8000, polish=50, polish_lr=3e-5, **options):

@@ -21,18 +21,8 @@ from popcosmos_lib.bands import BANDS, asinh_magnitude, flux_from_asinh
 from popcosmos_lib.uncertainty import UncertaintyModel
 
 __all__ = [
-    "BANDS",
-    "Survey",
-    "UncertaintyModel",
-    "asinh_magnitude",
-    "flux_from_asinh",
-    "learn",
-    "load",
-    "mock",
-    "select",
-    "student_t",
-    "truth",
-]
+    "BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "learn", "load", "mock", "select", "student_t", "truth",
+]  # fmt: skip
 
 _COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
 

@@ -1,10 +1,10 @@
-"""A smooth stand-in for the emulator, and galaxies observed through it."""
+"""Smooth stand-ins for the emulator, and galaxies observed through one."""
 
 import torch
 
-from popcosmos_lib import likelihood, parameters, priors
+from popcosmos_lib import filters, likelihood, parameters, priors
 
-__all__ = ["Toy", "observed"]
+__all__ = ["Colours", "Toy", "observed"]
 
 
 class Toy:
@@ -23,6 +23,16 @@ class Toy:
         x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], -1)
         normalisation = 46 + 2 * torch.log1p(theta[:, -1:]) - 2.5 * theta[:, :1]
         return normalisation + x @ self.slope.to(x) + x**2 @ self.bend.to(x)
+
+
+class Colours:
+    """A differentiable stand-in for an emulator: brightness from N, redder with redshift and dust, in 26 bands."""
+
+    def magnitudes(self, theta):
+        slope = torch.linspace(1, -1, len(filters.COSMOS26)).to(theta)
+        z, dust = parameters.column(theta, "z"), parameters.column(theta, "dust2")
+        brightness = parameters.to_latent(theta)[:, 0]
+        return (brightness + 5)[:, None] + (0.4 * z + 0.3 * dust)[:, None] * slope + 0.2 * torch.sin(3 * z[:, None] * slope)
 
 
 def observed(n, error=0.02, seed=3):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from toy import Colours
 
 from popcosmos_lib import filters, parameters, population, store, survey, universe
 
@@ -31,16 +32,6 @@ class UnitNormal(nn.Module):
 
     def with_trace(self, x, sigma):
         return self(x, sigma), x.shape[-1] / (1 + sigma**2) * torch.ones_like(x[:, 0])
-
-
-class Colours:
-    """A differentiable stand-in for an emulator: brightness from N, redder with redshift and dust, in 26 bands."""
-
-    def magnitudes(self, theta):
-        slope = torch.linspace(1, -1, len(filters.COSMOS26)).to(theta)
-        z, dust = parameters.column(theta, "z"), parameters.column(theta, "dust2")
-        brightness = parameters.to_latent(theta)[:, 0]
-        return (brightness + 5)[:, None] + (0.4 * z + 0.3 * dust)[:, None] * slope + 0.2 * torch.sin(3 * z[:, None] * slope)
 
 
 @pytest.fixture
