@@ -57,7 +57,7 @@ def measure(made):
     print(f"  thousand multiply-adds per galaxy: {', '.join(counted)}")
 
 
-def main(profile="fast"):
+def main(profile="published"):
     """Measure every built-in survey, or say what has to be made first."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     print(f"mock galaxies per second, {where}, chunks of {mocks.CHUNK}")

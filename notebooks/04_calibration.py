@@ -16,7 +16,7 @@
 # |---|---|---|
 # | `mock`, `uncertainty` (03) | `map_fits`, `posterior_draws`, the same under a broad prior (`_broad`) | Alsing+24 §4.1 |
 # | `emulator` (02) | `population_start`, `calibration_{posterior,broad,transport,summaries}` | Alsing+24 §4; Thorp+25 §3.5 |
-# | | `population`, `population_ensemble` | Alsing+24 §3.2; Thorp+25 §3.3 |
+# | | `population`, `population_broad`, `population_ensemble` | Alsing+24 §3.2; Thorp+25 §3.3 |
 # | | `figures/calibration_{solvers,history,learning,redshifts,starts,corner}` | Thorp+25 figs 10, 34 |
 
 # %% tags=["parameters"]
@@ -249,6 +249,7 @@ found = {name: calibration.Calibration.restore(artefact) for name, artefact in c
 
 # %%
 final = this.artefact("population", lambda: found[objective].population.state_dict(), version=3, inputs=[calibrations[objective]])
+this.artefact("population_broad", lambda: found["broad"].population.state_dict(), inputs=[calibrations["broad"]])
 options = {"members": n_members, "steps": member_steps, "polish": polish}
 
 

@@ -23,6 +23,7 @@
 profile: str = "fast"      # smoke, fast or full
 seed: int = 6              # random seed
 weights: str = "published"  # emulator of notebook 02: published or trained
+calibrated: str = "published"  # population and flux errors of notebooks 03 and 04: published (of the full profile) or trained
 n_galaxies: int = 20_000   # galaxies drawn from each model
 survey: str = "kids"       # kids, lsst-y1, or the path of a YAML file with a survey of your own; a mock of it is written
 n_mock: int = 5_000        # galaxies of that mock
@@ -43,8 +44,8 @@ from popcosmos_lib.figures import redshifts as draw
 
 this = run.start("06_redshifts", profile=profile, seed=seed)
 mock, area = this.read("mock"), this.read("mock").meta["area_deg2"]
-inputs = [mock, this.read("emulator", weights)]
-inputs += [this.read(name) for name in ("uncertainty", "population_start", "population", "population_ensemble")]
+inputs = [mock, this.read("emulator", weights), this.read("population_start")]
+inputs += [this.read(name, calibrated) for name in ("uncertainty", "population", "population_ensemble")]
 
 # %% [markdown]
 # ## Galaxies: the held-out sky, and the models
@@ -53,8 +54,8 @@ inputs += [this.read(name) for name in ("uncertainty", "population_start", "popu
 # the members of the ensemble, calibrated on resampled data with other seeds: their scatter is the error bar of the population.
 
 # %%
-models = {name: population.Population.from_state(inputs[i].data) for name, i in (("start", 3), ("model", 4))}
-models |= {f"member {i}": member for i, member in enumerate(population.load_ensemble(profile).members)}
+models = {name: population.Population.from_state(inputs[i].data) for name, i in (("start", 2), ("model", 4))}
+models |= {f"member {i}": member for i, member in enumerate(population.Ensemble.from_state(inputs[5].data).members)}
 members = [name for name in models if name.startswith("member")]
 theta = {name: model.sample(n_galaxies, this.generator(name)) for name, model in models.items()}
 table = mock.data[~mock.data["train"]]
@@ -68,7 +69,8 @@ observed = torch.stack([torch.as_tensor(table[f"flux_{band}"].data) for band in 
 # r: what the model says of it is an **extrapolation**, shown in counts, so that what is missing shows. Notebook 11 tries to go further.
 
 # %%
-own = mocks.load(profile=profile, emulator=weights, device="cpu")
+whose = {"profile": this.whose(calibrated), "emulator": this.whose(weights), "device": "cpu"}
+own = mocks.load(**whose)
 photometry = {"truth": observed} | {name: own.photometry(rows, this.generator(f"{name} own")).flux for name, rows in theta.items()}
 parents = {"truth": universe} | theta
 first, beyond = "r < 25", "Ch1 < 26: extrapolation"
@@ -97,7 +99,7 @@ for title, name in ((title, name) for title in cuts for name in parents):
 # `mock_survey`.
 
 # %%
-skies = {name: mocks.load(name, profile=profile, emulator=weights, device="cpu") for name in dict.fromkeys(["kids", "lsst-y1", survey])}
+skies = {name: mocks.load(name, **whose) for name in dict.fromkeys(["kids", "lsst-y1", survey])}
 names = {"kids": "KiDS-like", "lsst-y1": "LSST-Y1-like"}
 titles = {name: f"{names.get(name, sky.meta['survey'])}, {sky.selection}".replace("<", " < ") for name, sky in skies.items()}
 bright = surveying.select(observed, "r<26")  # a magnitude beyond the model, and beyond what these surveys select

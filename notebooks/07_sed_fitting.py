@@ -23,6 +23,7 @@
 profile: str = "fast"     # smoke, fast or full
 seed: int = 7             # random seed
 weights: str = "published"  # emulator of notebook 02: published or trained
+calibrated: str = "published"  # population of notebook 04: published (of the full profile) or trained
 n_galaxies: int = 40      # held-out mock galaxies fitted
 n_walkers: int = 64       # walkers per galaxy
 n_steps: int = 400        # ensemble steps after annealing
@@ -42,8 +43,8 @@ from popcosmos_lib import catalog, cosmology, emulator, filters, igm, inference,
 from popcosmos_lib.figures import fits
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
-inputs = [this.read("mock"), this.read("emulator", weights), this.read("population")]
-model, sky = emulator.restore(inputs[1]), population.load(profile)
+inputs = [this.read("mock"), this.read("emulator", weights), this.read("population", calibrated)]
+model, sky = emulator.restore(inputs[1]), population.Population.from_state(inputs[2].data)
 
 # %% [markdown]
 # ## Galaxies with known truth

@@ -22,6 +22,7 @@
 profile: str = "fast"      # smoke, fast or full
 seed: int = 8              # random seed
 weights: str = "published"  # emulator of notebook 02: published or trained
+calibrated: str = "published"  # population of notebook 04: published (of the full profile) or trained
 catalogue: str = "mock"    # mock, or the path of a COSMOS2020 table (FITS, Parquet, CSV) with redshifts
 n_galaxies: int = 80       # galaxies fitted, at most
 n_walkers: int = 64        # walkers per galaxy
@@ -40,7 +41,7 @@ from popcosmos_lib import catalog, emulator, filters, inference, metrics, popula
 from popcosmos_lib.figures import fits
 
 this = run.start("08_photoz", profile=profile, seed=seed)
-mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("population")
+mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("population", calibrated)
 
 # %% [markdown]
 # ## Galaxies with known redshift
@@ -66,7 +67,7 @@ galaxies = sky[rows[torch.randperm(len(rows), generator=this.generator("galaxies
 # %%
 floor = {"mock": mock_floor}.get(catalogue)
 settings = {"n_walkers": n_walkers, "n_steps": n_steps, "n_draws": n_draws, "n_library": n_library, "floor": floor}
-tools = {"emulator": emulator.restore(inputs[0]), "population": population.load(profile), "seed": seed}
+tools = {"emulator": emulator.restore(inputs[0]), "population": population.Population.from_state(inputs[1].data), "seed": seed}
 
 
 def redshifts():

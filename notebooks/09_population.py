@@ -20,6 +20,7 @@
 # %% tags=["parameters"]
 profile: str = "fast"          # smoke, fast or full
 seed: int = 9                  # random seed
+calibrated: str = "published"  # population of notebook 04: published (of the full profile) or trained
 n_galaxies: int = 20_000       # galaxies drawn from the calibrated model
 least: int = 50                # galaxies a bin needs
 max_mass_error: float = 0.15   # median |log10 phi(model) - log10 phi(truth)| [dex]
@@ -45,8 +46,8 @@ this = run.start("09_population", profile=profile, seed=seed)
 mock = this.read("mock")
 rows = torch.as_tensor(mock.data["select_r25"].data & ~mock.data["train"].data)
 truth = torch.stack([torch.as_tensor(mock.data[name].data) for name in parameters.NAMES], -1)[rows]
-models = {"model": population.Population.from_state(this.read("population").data)}
-members = population.Ensemble.from_state(this.read("population_ensemble").data).members
+models = {"model": population.Population.from_state(this.read("population", calibrated).data)}
+members = population.Ensemble.from_state(this.read("population_ensemble", calibrated).data).members
 models |= {f"member {i + 1}": member for i, member in enumerate(members)}
 sample = {"truth": truth} | {name: one.sample(n_galaxies, this.generator(name)) for name, one in models.items()}
 area = dict.fromkeys(sample, mock.meta["area_deg2"] * n_galaxies / mock.data["select_r25"].sum())

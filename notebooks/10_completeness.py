@@ -14,12 +14,13 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock` (03), `population` (04) | `figures/completeness_limits` | Thorp+25 figs 8, 27, sect. 4.6, app. E |
+# | `mock` (03), `population`, `population_ensemble` (04) | `figures/completeness_limits` | Thorp+25 figs 8, 27, sect. 4.6, app. E |
 
 # %% tags=["parameters"]
 profile: str = "fast"           # smoke, fast or full
 seed: int = 10                  # random seed
-n_galaxies: int = 30_000        # galaxies drawn from the calibrated model
+calibrated: str = "published"   # population of notebook 04: published (of the full profile) or trained
+n_galaxies: int = 30_000        # galaxies drawn from the calibrated model, and from each member of its ensemble
 n_bins: int = 16                # redshift bins of equal number
 max_offset: float = 0.3         # largest |our Ch1 limit - that of Thorp+25|, 0.4 < z < 4 [dex]
 max_model_offset: float = 0.25  # largest |limit of the model - limit of the mock| at r < 25, 0.2 < z < 2 [dex]
@@ -33,7 +34,9 @@ from popcosmos_lib.figures import relations as draw
 this = run.start("10_completeness", profile=profile, seed=seed)
 table = this.read("mock").data
 theta = torch.stack([torch.as_tensor(table[name].data) for name in parameters.NAMES], -1)
-model = population.Population.from_state(this.read("population").data).sample(n_galaxies, this.generator("model"))
+models = {"model": population.Population.from_state(this.read("population", calibrated).data)}
+members = population.Ensemble.from_state(this.read("population_ensemble", calibrated).data).members
+models |= {f"member {i + 1}": member for i, member in enumerate(members)}
 
 # %% [markdown]
 # ## Modal mass in redshift bins of equal number
@@ -41,7 +44,8 @@ model = population.Population.from_state(this.read("population").data).sample(n_
 # Above the mode the counts follow the falling mass function; below it, the flux limit. The 99.5th percentile of the mass is the upper end.
 
 # %%
-samples = {"Ch1": theta[torch.as_tensor(table["select_ch1"].data)], "r": theta[torch.as_tensor(table["select_r25"].data)], "model": model}
+samples = {"Ch1": theta[torch.as_tensor(table["select_ch1"].data)], "r": theta[torch.as_tensor(table["select_r25"].data)]}
+samples |= {name: one.sample(n_galaxies, this.generator(name)) for name, one in models.items()}
 mass = {name: universe.surviving_mass(rows) for name, rows in samples.items()}
 modes = {name: relations.modal_mass(mass[name], rows[:, -1], n_bins) for name, rows in samples.items()}
 
@@ -59,6 +63,7 @@ published, weaver = universe.mass_completeness(z), torch.log10(7.83e7 * (1 + z) 
 wide, near = (z > 0.4) & (z < 4), (z > 0.2) & (z < 2)
 offset = (curve["Ch1"] - published)[wide]
 model_offset = (curve["model"] - curve["r"])[near]
+spread = torch.stack([curve[name] for name in list(models)[1:]]).std(0)
 
 # %% [markdown]
 # ## Domain of validity
@@ -75,18 +80,20 @@ inside = {
 # %% tags=["nbval-check-output"]
 this.report(
     bins=n_bins,
+    ensemble=f"{len(members)} members",
     Ch1_limit=f"within {max_offset} dex of Thorp+25 for 0.4 < z < 4: {offset.abs().max() <= max_offset}",
     r_limit_of_the_model=f"within {max_model_offset} dex of the sky for 0.2 < z < 2: {model_offset.abs().max() <= max_model_offset}",
 )
 
 # %%
 at = [1.0, 2.0, 4.0]
-for name, fit in fits.items():
-    values = universe.hermite_limit(torch.tensor(at, dtype=torch.float64), **fit)
+for name in ("Ch1", "r", "model"):
+    values = universe.hermite_limit(torch.tensor(at, dtype=torch.float64), **fits[name])
     this.report(**{f"{name}_limit_at_z_1_2_4": " ".join(f"{value:.2f}" for value in values)})
 this.report(
     Ch1_minus_Thorp25=f"mean {offset.mean():+.3f}, largest {offset.abs().max():.3f} dex",
     model_minus_sky=f"mean {model_offset.mean():+.3f}, largest {model_offset.abs().max():.3f} dex",
+    ensemble=f"scatter of the model's limit: mean {spread[near].mean():.3f}, largest {spread[near].max():.3f} dex, 0.2 < z < 2",
     inside_the_r_domain=", ".join(f"{name} {value:.1%}" for name, value in inside.items()),
     Ch1_spline=", ".join(f"{key} {torch.tensor(value).numpy().round(3)}" for key, value in fits["Ch1"].items()),
 )
@@ -107,7 +114,8 @@ panels = [
     {"title": "r < 25", "z": samples["r"][:, -1].numpy(), "log_mass": mass["r"].numpy(),
      "modes": [("mock: mode, 99.5 %", modes["r"], "o", two), ("calibrated model", modes["model"], "D", one)],
      "curves": [("mock, spline fit", z[reach], curve["r"][reach], two, "-"),
-                ("model, spline fit", z[reach], curve["model"][reach], one, "--")]},
+                ("model, its ensemble", z[reach], curve["model"][reach], one, "--")],
+     "band": (z[reach], (curve["model"] - spread)[reach], (curve["model"] + spread)[reach], one)},
 ]  # fmt: skip
 this.savefig(draw.limits(panels), "completeness_limits")
 

@@ -24,7 +24,7 @@ def _mock(options):
 
     from popcosmos_lib import catalog, mocks
 
-    made = mocks.load(options.survey, options.selection, profile=options.profile, weights=options.weights)
+    made = mocks.load(options.survey, options.selection, profile=options.profile)
     catalog.write(options.out, made.tables(options.n, torch.Generator().manual_seed(options.seed)))
     print(f"{options.out}: {options.n} galaxies of {made.meta['survey']}, {made.selection}; magnitudes by {made.meta['photometry']}")
 
@@ -76,6 +76,7 @@ def main(words=None):
         return added
 
     profile = {"choices": ["smoke", "fast", "full"], "default": "fast", "help": "size of the computation (default: fast)"}
+    published = {"choices": ["published", *profile["choices"]], "default": "published", "help": "whose networks (default: published)"}
     run = command(_run, "execute a notebook into build/<profile>/")
     run.add_argument("notebook", help="for example notebooks/04_calibration.py")
     run.add_argument("--profile", **profile)
@@ -86,8 +87,7 @@ def main(words=None):
     mock.add_argument("--selection", help='cuts on observed magnitudes, such as "r<25" or "i>=17.5 and i<22.5" (default: its own)')
     mock.add_argument("--out", required=True, help="Parquet file to write")
     mock.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    mock.add_argument("--profile", **profile | {"help": "whose networks (default: fast)"})
-    mock.add_argument("--weights", choices=["trained", "published"], default="trained", help="(default: trained)")
+    mock.add_argument("--profile", **published)
     command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")
     command(_figures, "check declared against produced figures; write their manifest").add_argument("--profile", **profile)
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")

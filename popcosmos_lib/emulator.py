@@ -173,7 +173,7 @@ def _normalisation(theta):
     return (cosmology.distance_modulus(parameters.column(theta, "z")) - 2.5 * parameters.column(theta, "log10M_formed"))[..., None]
 
 
-def load(kind="photometry", profile="fast", weights=None):
+def load(kind="photometry", profile="published"):
     """A trained emulator.
 
     Parameters
@@ -181,9 +181,7 @@ def load(kind="photometry", profile="fast", weights=None):
     kind : {"photometry", "spectra", "survey"}
         The 26 bands; rest-frame spectra, see ``spectra.Spectra``; or the bands of the other survey that notebook 02 was asked for.
     profile : str
-        Whose training: the artefact that notebook 02 made in this profile.
-    weights : {None, "trained", "published"}
-        ``published`` takes the weights shipped with the package. By default those of the profile, or the shipped ones where there are none.
+        ``"published"``, trained at full size and shipped with the package, or the profile in which notebook 02 trained another.
 
     Returns
     -------
@@ -203,15 +201,7 @@ def load(kind="photometry", profile="fast", weights=None):
     if kind not in kinds:
         raise ValueError(f"kind must be one of {', '.join(kinds)}; got {kind!r} (the profile is the second argument)")
     name, restored = kinds[kind]
-    try:
-        return restored(store.load(name, profile, weights or "trained"))
-    except store.Missing as missing:
-        if weights is not None:
-            raise
-        try:
-            return restored(store.load(name, profile, "published"))
-        except store.Missing:
-            raise missing from None
+    return restored(store.load(name, profile))
 
 
 def restore(artefact):

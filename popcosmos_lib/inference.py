@@ -78,7 +78,7 @@ def published_floor():
 
 @torch.no_grad()
 def fit(
-    flux, flux_err, prior="pop-cosmos", *, emulator=None, population=None, profile="fast",
+    flux, flux_err, prior="pop-cosmos", *, emulator=None, population=None, profile="published",
     n_walkers=64, n_steps=600, n_draws=256, n_library=40_000, moves="mixed", seed=0, floor=None, id=None,
 ):  # fmt: skip
     """Posterior of every galaxy.
@@ -90,11 +90,11 @@ def fit(
     prior : {"pop-cosmos", "prospector"}
         The calibrated population (of galaxies with r < 25), or ``priors.Prospector``.
     emulator : object with ``magnitudes(theta)``, optional
-        By default what notebook 02 trained.
+        By default the one of ``profile``.
     population : Population, optional
-        By default what notebook 04 calibrated; not used under "prospector".
+        By default the one of ``profile``; not used under "prospector".
     profile : str
-        Whose emulator and population the defaults are.
+        Whose emulator and population the defaults are: ``"published"``, or those that the notebooks made in a profile.
     n_walkers, n_steps : int
         Size of each galaxy's ensemble (even, above 32) and its updates after annealing.
     n_draws : int
@@ -131,7 +131,7 @@ def fit(
     flux, flux_err, flags, messages = catalog.validate(flux, flux_err)
     for message in messages:
         print(message)
-    emulator = emulator or load_emulator(profile)
+    emulator = emulator or load_emulator(profile=profile)
     generator = torch.Generator().manual_seed(seed)
     law = _Law(prior, (population or load_population(profile)) if prior == "pop-cosmos" else None, emulator, n_library, generator)
     floor = likelihood.fractional_error(published_floor() if floor is None else floor, emulator)

@@ -172,7 +172,7 @@ class Mock:
         return Table(rows.numpy(), names=list(self.units), units=[unit or None for unit in self.units.values()], meta=self.meta)
 
 
-def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained", emulator=None, device=None):
+def load(name="cosmos2020", selection=None, *, profile="published", emulator=None, device=None):
     """What makes mock catalogues of the calibrated population in a survey.
 
     Parameters
@@ -182,11 +182,10 @@ def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained"
     selection : str, optional
         Cuts on observed flux; by default the survey's own. The population itself ends at r < 25 in COSMOS2020: galaxies beyond are in
         no mock, and in that survey the cut is always among the cuts.
-    profile, weights : str
-        As for ``population.load``.
-    emulator : {None, "trained", "published"}
-        Weights of the emulator, as for ``emulator.load``; by default those of the population, or the shipped ones where notebook 02 has
-        not been run.
+    profile : str
+        Whose population and uncertainty model, as for ``population.load``.
+    emulator : str, optional
+        Whose emulator, as for ``emulator.load``; that of the population by default.
     device : str, optional
         Where to compute; CUDA if it is there, by default.
 
@@ -203,31 +202,31 @@ def load(name="cosmos2020", selection=None, *, profile="fast", weights="trained"
         If the population, or the uncertainty model of COSMOS2020, has not been made; the message says how.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sky = surveys.load(name, profile, weights)
+    sky = surveys.load(name, profile)
     if isinstance(sky.uncertainty, nn.Module):
         sky.uncertainty.to(device)
     if str(name) == "cosmos2020" and selection not in (None, population.SELECTION):
         selection = f"{population.SELECTION} and {selection}"
     made = Mock(
-        population.load(profile, weights).to(device),
+        population.load(profile).to(device),
         sky,
         sps.load(list(sky.bands.values())).to(device),
-        emulator=_emulator(set(sky.bands.values()), profile, emulator or (None if weights == "trained" else weights), device),
+        emulator=_emulator(set(sky.bands.values()), emulator or profile, device),
         selection=selection,
     )
     limit = f"p(theta | {population.SELECTION} in COSMOS2020)"
-    about = {"survey": Path(name).name, "population": limit, "profile": profile, "weights": weights}
+    about = {"survey": Path(name).name, "population": limit, "profile": profile}
     if Path(name).is_file():
         about["definition"] = provenance.sha256(name)
     made.meta = about | made.meta | {"code": provenance.git(store.home())}
     return made
 
 
-def _emulator(curves, profile, weights, device):
+def _emulator(curves, profile, device):
     """The trained emulator whose bands include these, as the notebooks would load it, or None."""
     for kind in ("photometry", "survey"):
         try:
-            found = emulator.load(kind, profile, weights)
+            found = emulator.load(kind, profile)
         except store.Missing:
             continue
         if curves <= set(found.bands):

@@ -203,15 +203,14 @@ class Ensemble(nn.Module):
         return theta[torch.randperm(n, generator=generator, device=generator.device).to(theta.device)]
 
 
-def load(profile="fast", weights="trained"):
+def load(profile="published"):
     """The calibrated population.
 
     Parameters
     ----------
     profile : str
-        Whose artefact to read; ``"fast"`` is what ``make figures`` makes.
-    weights : {"trained", "published"}
-        What the notebooks trained, or the state shipped with the package.
+        ``"published"``, calibrated at full size and shipped with the package, or the profile in which notebook 04 calibrated another;
+        ``"fast"`` is that of ``make figures``.
 
     Returns
     -------
@@ -223,15 +222,15 @@ def load(profile="fast", weights="trained"):
     store.Missing
         If notebook 04 has not been run; the message says how.
     """
-    return Population.from_state(store.load("population", profile, weights).data)
+    return Population.from_state(store.load("population", profile).data)
 
 
-def load_ensemble(profile="fast", weights="trained"):
+def load_ensemble(profile="published"):
     """The calibrated population with its uncertainty: an `Ensemble` of the artefact ``population_ensemble``; arguments as for ``load``."""
-    return Ensemble.from_state(store.load("population_ensemble", profile, weights).data)
+    return Ensemble.from_state(store.load("population_ensemble", profile).data)
 
 
-def calibrate(catalogue, objective="posterior", *, generator, profile="fast", weights="trained", checkpoint=None, **options):
+def calibrate(catalogue, objective="posterior", *, generator, profile="published", checkpoint=None, **options):
     """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors.
 
     Starts from maximum-posterior fits under the Prospector-like prior; the objective "posterior" from draws of those posteriors.
@@ -245,7 +244,7 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="fast", we
         See ``calibration.calibrate``.
     generator : torch.Generator
         On the CPU.
-    profile, weights : str
+    profile : str
         Whose emulator and uncertainty model, as for ``load``.
     checkpoint : checkpoint.Checkpoint, optional
         Where a killed run goes on from.
@@ -269,7 +268,7 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="fast", we
     catalogue = catalog.from_table(catalogue) if isinstance(catalogue, Table) else catalogue
     passed = catalogue.clean & survey.select(catalogue.flux, SELECTION)
     print(f"calibrate: {int(passed.sum())} of {len(passed)} galaxies are clean and have {SELECTION}")
-    net, sky = emulator.load("photometry", profile, None if weights == "trained" else weights), survey.load(profile, weights)
+    net, sky = emulator.load(profile=profile), survey.load(profile)
     if torch.cuda.is_available():
         net.cuda(), sky.uncertainty.cuda()
     forward = ForwardModel(net, sky)
@@ -285,7 +284,7 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="fast", we
     )
 
 
-def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", weights="trained"):
+def mock(n, survey="cosmos2020", selection=None, *, generator, profile="published"):
     """A mock catalogue of the calibrated population, in memory; ``python -m popcosmos_lib mock`` writes one of any size.
 
     Parameters
@@ -299,7 +298,7 @@ def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", w
         COSMOS2020 in any case.
     generator : torch.Generator
         Source of randomness.
-    profile, weights : str
+    profile : str
         As for ``load``.
 
     Returns
@@ -316,5 +315,5 @@ def mock(n, survey="cosmos2020", selection=None, *, generator, profile="fast", w
     """
     from popcosmos_lib import mocks  # it is built on this module
 
-    parts = mocks.load(survey, selection, profile=profile, weights=weights).tables(n, generator)
+    parts = mocks.load(survey, selection, profile=profile).tables(n, generator)
     return vstack(list(parts), metadata_conflicts="silent")

@@ -103,9 +103,15 @@ class Run:
         path = store.home() / "artefacts" / self.profile / "checkpoints" / f"{name}.pt"
         return Checkpoint(path, {"seed": self.seed, "parameters": parameters or {}, "inputs": digests})
 
+    def whose(self, weights):
+        """The profile argument of ``store.load`` and all that read through it: ``"published"`` as it is, for ``"trained"`` this profile."""
+        if weights not in ("trained", "published"):
+            raise ValueError(f"weights are 'trained', by this profile, or 'published'; got {weights!r}")
+        return self.profile if weights == "trained" else weights
+
     def read(self, name, weights="trained"):
-        """``store.load`` with this profile; recorded as an input."""
-        found = store.load(name, self.profile, weights)
+        """``store.load``; recorded as an input."""
+        found = store.load(name, self.whose(weights))
         self._inputs[name if weights == "trained" else f"{name} (published)"] = found.sha256
         return found
 

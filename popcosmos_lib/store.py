@@ -127,16 +127,15 @@ def load_or_compute(name, compute, *, profile, kind="safetensors", version=1, pa
         return _write(path, kind, data, _plain(meta, f"meta of {name!r}"), key, time.perf_counter() - began)
 
 
-def load(name, profile="fast", weights="trained"):
+def load(name, profile="fast"):
     """Read an artefact that a notebook made.
 
     Parameters
     ----------
     name : str
     profile : str
-        Whose artefact; ``fast`` is what ``make figures`` makes.
-    weights : {"trained", "published"}
-        ``published`` reads the networks shipped in ``popcosmos_lib/weights`` instead.
+        Whose artefact: ``"published"``, a network shipped in ``popcosmos_lib/weights``, or that of a profile; ``"fast"`` is what
+        ``make figures`` makes.
 
     Returns
     -------
@@ -149,12 +148,10 @@ def load(name, profile="fast", weights="trained"):
     Damaged
         If the file is truncated or altered.
     """
-    if weights not in ("trained", "published"):
-        raise ValueError(f"weights must be 'trained' or 'published'; got {weights!r}")
-    if weights == "published":
+    if profile == "published":
         path = Path(__file__).resolve().parent / "weights" / f"{name}.safetensors"
         if not path.exists():
-            raise Missing(f"no published weights for {name!r}: use weights='trained', which reads what {_command(name, profile)} makes")
+            raise Missing(f"no published {name!r}: read profile 'fast' instead, after {_command(name, 'fast')}")
         return _read(path)[0]
     found = [path for suffix in _EXTENSION.values() if (path := home() / "artefacts" / profile / (name + suffix)).exists()]
     if not found:

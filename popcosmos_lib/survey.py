@@ -111,14 +111,13 @@ def truth():
     return Survey(uncertainty.TwoDepths())
 
 
-def load(profile="fast", weights="trained"):
+def load(profile="published"):
     """The survey as learned from a catalogue.
 
     Parameters
     ----------
     profile : str
-        Whose artefact ``uncertainty`` to read.
-    weights : {"trained", "published"}
+        Whose errors: ``"published"``, learned at full size and shipped with the package, or those of notebook 03 in a profile.
 
     Returns
     -------
@@ -130,7 +129,7 @@ def load(profile="fast", weights="trained"):
     store.Missing
         If notebook 03 has not been run; the message says how.
     """
-    artefact = store.load("uncertainty", profile, weights)
+    artefact = store.load("uncertainty", profile)
     return Survey(residuals.from_state(artefact.data).requires_grad_(False))
 
 

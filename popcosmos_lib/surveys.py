@@ -47,15 +47,15 @@ class FixedDepth:
         return torch.hypot(self.background.to(flux).expand_as(flux), self.floor.to(flux) * flux)
 
 
-def load(name="cosmos2020", profile="fast", weights="trained"):
+def load(name="cosmos2020", profile="published"):
     """A survey by its name or from a file.
 
     Parameters
     ----------
     name : str or Path
         One of ``BUILT_IN``, or the path of a YAML file with the fields explained in ``resources/surveys.yaml``.
-    profile, weights : str
-        As for ``survey.load``; they matter to ``cosmos2020`` only.
+    profile : str
+        As for ``survey.load``; it matters to ``cosmos2020`` only.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def load(name="cosmos2020", profile="fast", weights="trained"):
     """
     name = str(name)
     if name == "cosmos2020":
-        return survey.load(profile, weights)
+        return survey.load(profile)
     if name in _DEFINITIONS:
         return _survey(_DEFINITIONS[name], name, Path())
     path = Path(name)

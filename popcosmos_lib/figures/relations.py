@@ -102,7 +102,7 @@ def limits(panels):
     ----------
     panels : list of dict
         ``title``; ``z``, ``log_mass`` of galaxies; ``modes``: list of (label, array (n, 3) of redshift, lower and upper limit, marker
-        and colour; ``curves``: list of (label or None, z, array of shape z, colour, style).
+        and colour; ``curves``: list of (label or None, z, array of shape z, colour, style); ``band``, if any: (z, lower, upper, colour).
 
     Returns
     -------
@@ -118,6 +118,8 @@ def limits(panels):
             axis.plot(points[:, 0], points[:, 2], marker, color=colour, ms=3, mfc="none")
         for label, z, values, colour, style in panel["curves"]:
             axis.plot(z, values, color=colour, ls=style, label=label)
+        for z, low, high, colour in [panel["band"]] if "band" in panel else ():
+            axis.fill_between(z, low, high, color=colour, alpha=0.3, lw=0)
         axis.set(xlabel="redshift", xlim=(0, 6), ylim=(6.8, 12.2), title=panel["title"])
         axis.legend(loc="lower right", fontsize=6.5)
     axes[0].set_ylabel(r"$\log_{10} M_\star$ [$M_\odot$]")

@@ -39,7 +39,7 @@ def check(result, galaxies):
 def test_fifty_real_galaxies(prior, galaxies):
     try:
         tools = {"emulator": emulator.load()}
-        store.load("population")
+        store.load("population", "published")
     except store.Missing as missing:
         pytest.skip(f"needs the trained emulator and population: {missing}")
     check(inference.fit(galaxies.flux, galaxies.flux_err, prior, n_steps=300, **tools), galaxies)

@@ -147,8 +147,8 @@ def test_unknown_objective_is_told_the_nearest(forward, sky, bright, rng):
 
 def test_the_public_call_takes_a_table(sky, monkeypatch, rng, capsys):
     """Columns as of the mock, some galaxies beyond r = 25; emulator and errors as the notebooks left them."""
-    monkeypatch.setattr(survey, "load", lambda profile, weights: survey.truth())
-    monkeypatch.setattr(emulator, "load", lambda kind, profile, weights: Colours())
+    monkeypatch.setattr(survey, "load", lambda profile: survey.truth())
+    monkeypatch.setattr(emulator, "load", lambda profile: Colours())
     columns = {f"{kind}_{band}": getattr(sky, kind)[:, i].numpy() for kind in ("flux", "flux_err") for i, band in enumerate(filters.SHORT)}
     made = population.calibrate(Table(columns), "transport", generator=rng, start_steps=20, iterations=1, batch=64)
     passed = int(survey.select(sky.flux, "r<25").sum())
@@ -158,8 +158,8 @@ def test_the_public_call_takes_a_table(sky, monkeypatch, rng, capsys):
 
 def test_an_official_file_calibrates(sky, tmp_path, monkeypatch, rng, capsys):
     """The mock under the names, reddening, zero points and flags of COSMOS2020 FARMER gives back its fluxes, and a population."""
-    monkeypatch.setattr(survey, "load", lambda profile, weights: survey.truth())
-    monkeypatch.setattr(emulator, "load", lambda kind, profile, weights: Colours())
+    monkeypatch.setattr(survey, "load", lambda profile: survey.truth())
+    monkeypatch.setattr(emulator, "load", lambda profile: Colours())
     n, bands = len(sky.flux), survey.BANDS
     table = Table({"ID": range(n), "EBV_MW": [0.02] * n, "MODEL_FLAG": [0] * n, "FLAG_COMBINED": [0] * (n - 30) + [1] * 30})
     table["lp_type"] = [0] * 40 + [1] * 20 + [2] * (n - 60)  # twenty stars
@@ -245,7 +245,7 @@ def test_forward_model_without_corrections_never_asks_for_lines(forward, galaxie
 
 @pytest.fixture(scope="module")
 def shipped():
-    return population.ForwardModel(emulator.load(weights="published"), survey.truth())
+    return population.ForwardModel(emulator.load(), survey.truth())
 
 
 def test_line_strengths_add_what_the_lines_emit(shipped, galaxies):
@@ -364,7 +364,7 @@ def test_an_ensemble_needs_the_draws_of_its_galaxies(forward, sky, bright, rng):
 def test_load_ensemble_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="population_ensemble"):
-        population.load_ensemble()
+        population.load_ensemble("fast")
 
 
 # Beyond the selection

@@ -20,7 +20,7 @@ def sky():
     """Galaxies with r < 25 in two halves: (flux, theta), (flux, theta)."""
     rng = torch.Generator().manual_seed(8)
     theta = universe.sample(40_000, rng)
-    forward = population.ForwardModel(emulator.load(weights="published"), survey.truth())
+    forward = population.ForwardModel(emulator.load(), survey.truth())
     with torch.no_grad():
         seen = forward(theta, forward.draws(len(theta), rng))
     flux, theta = seen.flux[seen.selected], theta[seen.selected]

@@ -146,23 +146,15 @@ def test_saved_and_restored(trained, tmp_path, monkeypatch, galaxies):
     monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
     model, _ = trained
     store.load_or_compute("emulator", lambda: (model.state_dict(), model.settings()), profile="fast")
-    again = emulator.load()
+    again = emulator.load(profile="fast")
     assert again.bands == BANDS and not any(p.requires_grad for p in again.parameters())
     assert torch.equal(again.magnitudes(galaxies), model.magnitudes(galaxies)) and torch.equal(again.error, model.error)
 
 
 def test_missing_weights_say_what_makes_them(monkeypatch, tmp_path):
-    published = store.load
-
-    def load(name, profile, weights):
-        if weights == "published":
-            raise store.Missing("none shipped")
-        return published(name, profile, weights)
-
-    monkeypatch.setattr(store, "load", load)
     monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
     with pytest.raises(store.Missing, match="no 'emulator' for profile 'fast'"):
-        emulator.load()
+        emulator.load(profile="fast")
 
 
 def test_narrow_band_sees_lines_where_they_fall(untrained, synthesiser):

@@ -103,7 +103,7 @@ def test_a_survey_with_an_emulator_uses_it_and_any_other_the_synthesis(root):
 
 
 def test_population_and_emulator_are_chosen_apart(root):
-    assert mocks.load(root / "mine.yaml", profile="smoke", emulator="trained").meta["photometry"] == "emulator"
+    assert mocks.load(root / "mine.yaml", profile="smoke").meta["photometry"] == "emulator"
     shipped = mocks.load(root / "mine.yaml", profile="smoke", emulator="published")
     assert shipped.meta["photometry"] == "direct synthesis", "no shipped emulator has these bands, and the trained one was not asked for"
     lsst = mocks.load("lsst-y1", profile="smoke", emulator="published")

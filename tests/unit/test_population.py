@@ -101,7 +101,7 @@ def test_load_names_the_command_when_nothing_is_made(tmp_path, monkeypatch):
     monkeypatch.setenv("POPCOSMOS_HOME", str(tmp_path))
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("*.ipynb"))
     with pytest.raises(store.Missing, match="04_calibration"):
-        population.load()
+        population.load("fast")
 
 
 def test_forward_model_is_fixed_by_its_draws_and_differentiable(galaxies, rng):

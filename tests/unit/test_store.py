@@ -103,8 +103,8 @@ def test_a_missing_artefact_names_the_command(home):
         store.load("emulator")
     with pytest.raises(store.Missing, match="--profile smoke"):
         store.load("emulator", "smoke")
-    with pytest.raises(FileNotFoundError, match="no published weights for 'nothing'"):
-        store.load("nothing", weights="published")
+    with pytest.raises(FileNotFoundError, match="no published 'nothing'"):
+        store.load("nothing", "published")
 
 
 def test_wrong_requests_are_explained(home):

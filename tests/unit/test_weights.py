@@ -43,7 +43,7 @@ def test_untrained_large_and_uncommitted_weights_are_refused(made, monkeypatch):
 
 @pytest.mark.parametrize("name", ["emulator", "spectra", "emulator_survey"])
 def test_shipped_weights_are_small_and_say_where_they_come_from(name):
-    artefact = store.load(name, weights="published")
+    artefact = store.load(name, "published")
     assert artefact.path.stat().st_size <= publish.WEIGHTS_LIMIT
     made = json.loads((SHIPPED / f"{name}.json").read_text())["made"]
     assert not made["dirty"] and len(made["commit"]) == 40 and made["seconds"] > 0
@@ -60,21 +60,21 @@ def synthesiser():
 
 
 def test_shipped_photometry_is_that_of_the_synthesis(galaxies, synthesiser):
-    error = emulator.residuals(emulator.load(weights="published"), synthesiser, galaxies)
+    error = emulator.residuals(emulator.load(), synthesiser, galaxies)
     assert emulator.robust_sigma(error).max() < 0.005
     assert torch.stack([band[band.isfinite()].std() for band in error.T]).max() < 0.01, "the papers' bar"
     assert error.abs().nanquantile(0.999, dim=0).max() < 0.1
 
 
 def test_shipped_spectra_are_those_of_the_synthesis(galaxies, synthesiser):
-    model = emulator.load("spectra", weights="published")
+    model = emulator.load("spectra")
     error = spectra.residuals(model, synthesiser, galaxies[:5000]).abs()
     optical = (model.wave > 2000) & (model.wave < 2e4)
     assert error[:, optical].nanquantile(0.99, dim=0).max() < 0.01, "99 % of galaxies within 1 % at each wavelength of 0.2-2 micron"
 
 
 def test_shipped_gradients_are_finite_everywhere(galaxies):
-    model = emulator.load(weights="published")
+    model = emulator.load()
     corners = parameters.BOUNDS.float().T[torch.randint(2, (64, 16), generator=torch.Generator().manual_seed(1)), torch.arange(16)]
     corners[:, parameters.INDEX["z"]] = corners[:, parameters.INDEX["z"]].clamp_min(0.01)
     assert emulator.jacobian(model.magnitudes, corners).isfinite().all()
