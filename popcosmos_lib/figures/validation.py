@@ -190,8 +190,8 @@ def extrapolation(rows):
     Parameters
     ----------
     rows : dict of str to dict of str to (edges, truth, model, copies)
-        Title -> axis label -> bin edges, sky values of shape (n,), and for the model and for dimmer copies of its faintest galaxies a
-        pair (values, weights) of shape (m,), weights in sky galaxies; ``copies`` may be None.
+        Title -> axis label -> bin edges, sky values of shape (n,), and pairs (values, weights) of shape (m,), weights in sky galaxies: a
+        list of them for the model and then the members of its ensemble, one for dimmer copies of its faintest galaxies, or None.
 
     Returns
     -------
@@ -202,8 +202,10 @@ def extrapolation(rows):
     for row, (title, panels) in zip(axes, rows.items(), strict=True):
         for axis, (label, (edges, truth, model, copies)) in zip(row, panels.items(), strict=True):
             axis.hist(truth, edges, color=_TRUTH)
-            for (values, weights), style in ((copies or ([], []), {"color": _START, "ls": ":"}), (model, {"color": _MODEL})):
-                axis.hist(values, edges, weights=weights, histtype="step", lw=1.0, **style)
+            if copies:
+                axis.hist(copies[0], edges, weights=copies[1], histtype="step", lw=1.0, color=_START, ls=":")
+            for i, (values, weights) in enumerate(model):
+                axis.hist(values, edges, weights=weights, histtype="step", lw=0.4 if i else 1.0, color=_MODEL, alpha=0.6 if i else 1.0)
             axis.set(xlabel=label if label == "redshift" else f"{label} [mag]", xlim=(edges[0], edges[-1]))
             axis.xaxis.set_major_locator(plt.MaxNLocator(4))
             axis.yaxis.set_major_locator(plt.MaxNLocator(3))
