@@ -32,6 +32,44 @@ def test_photoz_leaves_out_missing_redshifts_and_says_when_none_is_left():
         metrics.photoz(z[1:2], z[:1])
 
 
+def test_crps_and_cde_loss_of_normal_posteriors_have_their_closed_forms():
+    sd, truth = 0.3, normal(50, seed=4)
+    draws = sd * normal(50, 4000, seed=5)
+    z = truth / sd
+    cdf, pdf = torch.special.ndtr(z), torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    assert torch.allclose(metrics.crps(draws, truth), sd * (z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)), atol=0.02)
+    assert metrics.crps(torch.ones(1, 10), torch.tensor([3.0])) == pytest.approx(2), "a point is scored by its distance"
+    loss = 1 / (2 * sd * math.sqrt(math.pi)) - 2 * float((pdf / sd).mean())
+    assert metrics.cde_loss(draws, truth) == pytest.approx(loss, abs=0.03)
+
+
+def test_scores_are_proper():
+    """Too narrow, too wide and shifted posteriors all score worse than the right ones."""
+    centre = normal(400, seed=6)
+    truth = centre + 0.5 * normal(400, seed=7)
+    noise = normal(400, 400, seed=8)
+    posterior = {
+        name: centre[:, None] + shift + width * noise
+        for name, shift, width in (("right", 0, 0.5), ("narrow", 0, 0.15), ("wide", 0, 1.5), ("off", 0.7, 0.5))
+    }
+    for score in (metrics.cde_loss, lambda *a: float(metrics.crps(*a).mean())):
+        values = {name: score(draws, truth) for name, draws in posterior.items()}
+        assert min(values, key=values.get) == "right", values
+
+
+def test_tarp_sees_what_each_quantity_alone_hides():
+    """Two quantities whose posteriors have the right margins but lack their correlation."""
+    centre, turn = normal(1500, 2, seed=9), torch.tensor([[1.0, 0.0], [0.98, 0.2]], dtype=torch.float64)
+    truth = centre + 0.5 * normal(1500, 2, seed=10) @ turn.T
+    noise = 0.5 * normal(1500, 300, 2, seed=11)
+    distance = {}
+    for name, draws in (("right", noise @ turn.T), ("uncorrelated", noise)):
+        share = metrics.tarp(centre[:, None] + draws, truth, generator=torch.Generator().manual_seed(12))
+        distance[name] = metrics.ks(share)
+    limit = metrics.ks_limit(1500)
+    assert distance["right"] < limit < distance["uncorrelated"], distance
+
+
 def test_pit_is_uniform_for_calibrated_posteriors_only():
     truth, centre = normal(2000, seed=1), normal(2000, 1, seed=2)
     noisy = truth[:, None] + 0.5 * centre
