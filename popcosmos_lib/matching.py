@@ -101,7 +101,7 @@ def match(
     Raises
     ------
     ValueError
-        If hardly any galaxy of the start passes the selection, or the loss stops being finite.
+        If hardly any galaxy of the start passes the selection, or the loss or its gradient stops being finite.
     """
     checkpoint = checkpoint or Checkpoint(None, {})
     saved = checkpoint.load()
@@ -160,8 +160,9 @@ def match(
             break
         optimiser.zero_grad(set_to_none=True)
         value = _backward(population, forward, loss, mock, min(batch, mock.n), charge, generator)
-        if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {step}: lower the rate lr")
+        steep = torch.nn.utils.get_total_norm([x.grad for group in groups for x in group["params"] if x.grad is not None])
+        if not math.isfinite(value + steep):
+            raise ValueError(f"the loss is {value} and its gradient {steep} at step {step}: lower the rate lr")
         if step == 1 and corrections:
             optimiser.param_groups[2]["eps"] = _MATTERS * float(learned[1].grad.abs().max())
         for group in optimiser.param_groups:

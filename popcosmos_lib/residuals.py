@@ -28,6 +28,7 @@ _MEDIANS = [  # bands over which a median says how bright a galaxy is
 ]
 _NOISE = diffusion.VE(0.04, 5.0)  # noise of the diffusion: the ridges of a depth are at least 0.2 wide in the whitened residuals
 _STEPS = 12  # of the solver; see the docstring of ConditionalDiffusion
+_FARTHEST = 8.0  # whitened residuals: no one learned from lies beyond, where the network says anything: one draw in 50,000 would run away
 
 
 class ConditionalDiffusion(Learned):
@@ -74,7 +75,9 @@ class ConditionalDiffusion(Learned):
 
     def _sample(self, flux, draws):
         mean, width = self._place(flux)
-        white = diffusion.decode(self.net.given(self._context(flux)), draws, sde=_NOISE, steps=_STEPS)
+        denoise = self.net.given(self._context(flux))
+        bounded = lambda x, sigma: denoise(x, sigma).clamp(-_FARTHEST, _FARTHEST)  # noqa: E731
+        white = diffusion.decode(bounded, draws, sde=_NOISE, steps=_STEPS)
         return (mean + width * (self.centre + white @ self.mixing.T)).exp()
 
     def residual(self, flux, sigma):

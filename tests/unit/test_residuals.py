@@ -148,3 +148,12 @@ def test_the_gradient_in_flux_is_that_of_the_draw(sky, learned):
     with torch.no_grad():
         change = (model.sample(flux + direction, draws=draws).log() - model.sample(flux - direction, draws=draws).log()).sum(-1) / 2
     assert torch.allclose((slope * direction).sum(-1), change, rtol=1e-3, atol=1e-9)
+
+
+def test_no_draw_runs_away(sky, learned):
+    """Where nothing was learned the network says anything; a draw that follows it would end at an infinite error."""
+    far = 20 * torch.eye(26)
+    sigma = learned.sample(sky[0][:26], draws=far)
+    mean, width = learned._place(sky[0][:26])
+    bound = (width * (learned.centre.abs() + residuals._FARTHEST * learned.mixing.abs().sum(-1))).exp()
+    assert (sigma <= 1.01 * mean.exp() * bound).all() and (sigma >= 0.99 * mean.exp() / bound).all()
