@@ -99,7 +99,7 @@ for name, model in drawn.items():
 scores = {"floor": test.floor(flux[~held], theta[~held], generator=this.generator("floor"))}
 for name in drawn:
     scores[name] = test(seen[name].flux, kept[name], generator=this.generator("classifier"))
-closure.table(scores)
+closure.table(scores).pprint(max_lines=-1, max_width=-1)
 
 # %%
 reached = closure.verdicts(scores["calibrated"], slack)
