@@ -232,6 +232,8 @@ _MODELS = (
     (3, "D"),
     (2, "v"),
     (7, "x"),
+    (5, "<"),
+    (6, "P"),
 )  # place in COLOURS, marker; the last model is vermilion
 
 
