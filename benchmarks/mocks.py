@@ -2,7 +2,7 @@
 
     python benchmarks/mocks.py [PROFILE]
 
-Rates are medians of five, of the networks of PROFILE (fast), on as many threads as torch takes; the bars are 3,000 galaxies/s on two
+Rates are medians of five, of the networks of PROFILE (published), on as many threads as torch takes; the bars are 3,000 galaxies/s on two
 cores and 20,000 on a GPU. "Selected" counts what remains in the catalogue. The multiply-adds of the networks are counted from their
 weights; the rest of the cost is activations, the tables of the emulator, and the search for the quantile of each flux error (30 halvings in
 26 bands).
