@@ -14,10 +14,40 @@ import torch
 
 from popcosmos_lib import filters, likelihood, lines, survey
 
-__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry"]
+__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "faint", "log_passing"]
 
 SELECTION = "r<25"
 _LINE_ROWS = 4096  # galaxies whose (44, 26) line fluxes are held at once
+
+
+def log_passing(magnitude, flux, flux_err, floor=0.0):
+    """ln of the chance that noise lets a galaxy pass the population's selection, zero where its own flux did not pass or is missing.
+
+    The population is that of galaxies that passed, so the likelihood of one that did is L / P(selected | theta).
+
+    Parameters
+    ----------
+    magnitude : Tensor of shape (..., 26)
+        Of the model (AB).
+    flux, flux_err : Tensor, broadcastable to (..., 26)
+        [µJy].
+    floor : float or Tensor of shape (26,)
+        Fractional error of the model flux.
+
+    Returns
+    -------
+    Tensor of shape (...)
+    """
+    band, limit = SELECTION.split("<")
+    b, faintest = filters.SHORT.index(band), filters.flux_from_magnitude(torch.tensor(float(limit))).to(magnitude)
+    model, there = likelihood.model_flux(magnitude[..., b]), flux_err[..., b].isfinite()
+    width = (torch.where(there, flux_err[..., b], 1.0) ** 2 + (torch.as_tensor(floor).expand(magnitude.shape[-1])[b] * model) ** 2).sqrt()
+    return torch.where((flux[..., b] > faintest) & there, likelihood.log_tail((faintest - model) / width), 0.0)
+
+
+def faint(flux):
+    """Which galaxies (n, 26) [µJy] were measured in the band of the population's selection and did not pass it: (n,), bool."""
+    return flux[:, filters.SHORT.index(SELECTION.split("<")[0])].isfinite() & ~survey.select(flux, SELECTION)
 
 
 class Draws(NamedTuple):
@@ -155,14 +185,12 @@ class ForwardModel:
     def log_selected(self, seen):
         """ln of the probability that each galaxy passes the selection on another draw of its noise, shape (n,), from ``Photometry``.
 
-        Student's t with two degrees of freedom has a closed-form tail; only cuts of the form ``"<band><<magnitude>"`` have one here.
+        Only cuts of the form ``"<band><<magnitude>"`` can be evaluated here.
         """
         b, limit = self.reference, float(self.selection.split("<")[1])
         faintest = filters.flux_from_magnitude(torch.tensor(limit))
         need = (faintest.to(seen.flux) - self.survey.zero_point.to(seen.flux)[b] * seen.flux_true[:, b]) / seen.flux_err[:, b]
-        root = (2 + need**2).sqrt()
-        tail = 1 / (root * (root + need.abs()))  # probability beyond |need|, free of cancellation
-        return torch.where(need > 0, tail, 1 - tail).log()
+        return likelihood.log_tail(need)
 
     def leak(self, seen):
         """What a population is charged for galaxies that belong outside the selection, a Tensor of shape (), from ``Photometry``.

@@ -16,7 +16,7 @@ import torch
 from popcosmos_lib import parameters
 
 __all__ = [
-    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "TOLERANCE", "fractional_error", "log_likelihood",
+    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "TOLERANCE", "fractional_error", "log_likelihood", "log_tail",
     "maximum_posterior", "model_flux", "modes", "photometry", "scaled_residual",
 ]  # fmt: skip
 
@@ -99,6 +99,13 @@ def log_likelihood(magnitude, flux, flux_err, floor=0.0):
     residual, scale, there = _residual(magnitude, flux, flux_err, floor)
     terms = -1.5 * torch.log1p(residual**2 / 2) - scale.log() - math.log(2 * math.sqrt(2))
     return torch.where(there, terms, 0.0).sum(-1)
+
+
+def log_tail(t):
+    """ln of the probability that Student's t with two degrees of freedom exceeds t; its tail has a closed form, free of cancellation."""
+    root = (2 + t**2).sqrt()
+    beyond = 1 / (root * (root + t.abs()))
+    return torch.where(t > 0, beyond, 1 - beyond).log()
 
 
 def photometry(emulator, theta):

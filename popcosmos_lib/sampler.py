@@ -13,7 +13,7 @@ import math
 
 import torch
 
-__all__ = ["anneal", "effective_size", "ensemble", "r_hat", "reweight"]
+__all__ = ["anneal", "effective_size", "ensemble", "r_hat", "resample", "reweight"]
 
 _STRETCH = 2.0  # the a of Goodman & Weare
 _DIFFERENCE = 0.8  # share of the moves that are differential evolution, where both kinds are used
@@ -88,8 +88,8 @@ def ensemble(target, start, *, steps, generator, thin=1, kind="mixed"):
     return torch.stack(chain, 1), accepted / steps
 
 
-def _resample(log_weight, n, generator):
-    """Systematic resampling: indices (rows, n) drawn in proportion to the weights (rows, m)."""
+def resample(log_weight, n, generator):
+    """Systematic resampling: indices (rows, n) drawn in proportion to the exponentials of ``log_weight`` (rows, m)."""
     cdf = torch.softmax(log_weight, -1).cumsum(-1)
     u = (torch.rand(len(cdf), 1, generator=generator, device=cdf.device) + torch.arange(n, device=cdf.device)) / n
     return torch.searchsorted(cdf, u).clamp_max(log_weight.shape[-1] - 1)
@@ -139,7 +139,7 @@ def anneal(both, start, *, walkers, moves, generator):
         base, target = both(x).nan_to_num(-torch.inf, posinf=-torch.inf)
         gain = (target - base).nan_to_num(-1e6).clamp(-1e6, 1e6)
         new = _rise(gain, beta) if rises < _RISES else torch.ones_like(beta)
-        index = _resample((new - beta)[:, None] * gain, walkers, generator)
+        index = resample((new - beta)[:, None] * gain, walkers, generator)
         x, beta = x.gather(1, index[..., None].expand(-1, -1, d)), new
 
         def mixed(y, b=beta[:, None]):
@@ -171,7 +171,7 @@ def reweight(log_weight, n, generator):
     """
     m = log_weight.shape[-1]
     log_weight = torch.minimum(log_weight, log_weight.logsumexp(-1, keepdim=True) - 0.5 * math.log(m))
-    return _resample(log_weight, n, generator), _effective_share(log_weight)
+    return resample(log_weight, n, generator), _effective_share(log_weight)
 
 
 def _autocovariance(x):

@@ -1,0 +1,142 @@
+"""Exact posteriors of many galaxies: an amortised proposal, then importance sampling until the weights can be trusted.
+
+Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights put right what
+is left, so that the result does not depend on how well the proposal was trained, only its cost does. What does not pass is
+annealed and walked by Hamiltonian chains in the same coordinates. Introduced in notebook 07.
+
+References
+----------
+Thorp et al. (2025), arXiv:2506.12122 sect. 3.6 (likelihood and prior); for the methods see ``importance``, ``sampler``, ``hamiltonian``.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+
+from popcosmos_lib import forward, hamiltonian, importance, likelihood, parameters, sampler
+from popcosmos_lib.importance import Streams
+
+__all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
+
+ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
+_GALAXIES = 16  # sampled at once on a CPU
+_CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
+_TRAJECTORIES, _LEAPFROGS, _KEPT = 80, 8, 32
+
+
+class Posterior(NamedTuple):
+    """One galaxy.
+
+    Attributes
+    ----------
+    theta : Tensor of shape (draws, 16)
+    weight : Tensor of shape (draws,)
+        They add up to one.
+    ess, khat, rhat : float
+        Effective draws; Pareto index of the importance weights; worst split R-hat of z, mass and SFR, NaN where no chain was needed.
+    engine : {"importance", "chains"}
+    """
+
+    theta: torch.Tensor
+    weight: torch.Tensor
+    ess: float
+    khat: float
+    rhat: float
+    engine: str
+
+
+class Target:
+    """Posterior densities of galaxies in the coordinates w of a proposal.
+
+    Parameters
+    ----------
+    flux, flux_err : Tensor of shape (n, 26)
+        [µJy]; NaN where missing.
+    floor : Tensor of shape (26,)
+        Fractional error of the model flux, that of the emulator included.
+    proposal : proposal.Proposal
+    population : Population or None
+        The prior; None for the Prospector-like prior, to which ``proposal`` must belong.
+    emulator : object with ``magnitudes(theta)``
+    """
+
+    def __init__(self, flux, flux_err, floor, proposal, population, emulator):
+        self.flux, self.flux_err, self.floor = flux, flux_err, floor
+        self.proposal, self.population, self.emulator = proposal, population, emulator
+        self.context = proposal.features(flux, flux_err, floor)
+
+    def __call__(self, w, rows):
+        """ln posterior density of w (k, n, 16) [nat per unit w, unnormalised] for the galaxies ``rows`` (k,), and theta (k, n, 16)."""
+        x, log_det = self.proposal.flow.from_base(w, self.context[rows][:, None])
+        flat = x.flatten(0, 1)
+        theta = self.proposal.theta(flat, self.population)
+        magnitude = likelihood.photometry(self.emulator, theta).unflatten(0, w.shape[:2])
+        log_p = self.proposal.log_prior(flat, theta, self.population).unflatten(0, w.shape[:2]) - log_det
+        data = self.flux[rows][:, None], self.flux_err[rows][:, None]
+        log_p = log_p + likelihood.log_likelihood(magnitude, *data, self.floor)
+        if self.population is not None:
+            log_p = log_p - forward.log_passing(magnitude, *data, self.floor)
+        return log_p, theta.unflatten(0, w.shape[:2])
+
+
+def seeds(seed, ids):
+    """One seed for each galaxy, from its identifier: draws then do not depend on which galaxies are fitted together."""
+    return [int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big") for name in ids]
+
+
+@torch.no_grad()
+def posteriors(flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, draws=1024, rounds=96, progress=None):
+    """Sample the posterior of every galaxy.
+
+    Parameters
+    ----------
+    flux, flux_err, floor, proposal, population, emulator
+        As for `Target`.
+    seeds : sequence of int
+        One for each galaxy.
+    n_draws : int
+        Weighted draws returned of each.
+    draws, rounds : int
+        Of the importance sampling.
+    progress : callable, optional
+        Called with the number of galaxies finished.
+
+    Returns
+    -------
+    list of Posterior
+    """
+    found = []
+    for rows in torch.arange(len(flux)).split(_GALAXIES if flux.device.type == "cpu" else 16 * _GALAXIES):
+        target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator)
+        streams = Streams([seeds[i] for i in rows.tolist()], flux.device)
+        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=ESS, khat=KHAT)):
+            stream = streams.of([row])
+            if result.ess >= ESS and result.khat < KHAT:
+                kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
+                found.append(Posterior(result.extra[kept].cpu(), weight.cpu(), result.ess, result.khat, torch.nan, "importance"))
+            else:
+                found.append(_walk(target, torch.tensor([row]), result, stream, n_draws))
+        if progress:
+            progress(len(rows))
+    return found
+
+
+def _walk(target, row, result, stream, n_draws):
+    """What importance sampling left: annealing from its last mixture, then Hamiltonian chains."""
+    generator = torch.Generator(result.w.device).manual_seed(stream.generators[0].initial_seed() // 2)
+    both = lambda w: torch.stack([result.last.log_prob(w), target(w, row)[0]])  # noqa: E731
+    start = result.last.sample(_CHAINS * _OVERDRAW, stream)
+    walkers = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)[0]
+    width = torch.linalg.cholesky(torch.cov(walkers.T) + 1e-4 * torch.eye(walkers.shape[-1]).to(walkers))
+    step = torch.full((_CHAINS,), hamiltonian.FIRST_STEP).to(walkers)
+    log_density = lambda w: target(w[None], row)[0][0]  # noqa: E731
+    settings = width.expand(_CHAINS, -1, -1), step, generator, _TRAJECTORIES, _LEAPFROGS, _KEPT
+    chain = hamiltonian.walk(walkers, log_density, *settings)[0].transpose(0, 1)  # (kept, chains, 16)
+    theta = target(chain, row.expand(len(chain)))[1][None]
+    followed = [parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)]
+    rhat = max(float(sampler.r_hat(values)) for values in followed)
+    ess = min(float(sampler.effective_size(values)) for values in followed)
+    theta = theta.flatten(0, 2)
+    kept = torch.randperm(len(theta), generator=generator)[torch.arange(n_draws) % len(theta)]
+    return Posterior(theta[kept].cpu(), torch.full((n_draws,), 1 / n_draws), ess, result.khat, rhat, "chains")

@@ -1,0 +1,47 @@
+"""Does the model reproduce a galaxy at all? Posterior-predictive tests that catch stars, quasars and wrong photometry.
+
+Residuals of the right model are Student-t with two degrees of freedom, whatever the parameters, so both tests have a closed-form
+reference: the sum over the bands of ln(1 + r^2 / 2), which sees a wrong spectrum, and the largest |r|, which sees one wrong band.
+Introduced in notebook 07.
+
+References
+----------
+Gelman, Meng & Stern (1996), Stat. Sinica 6, 733 (posterior-predictive p-values); Thorp et al. (2025), arXiv:2506.12122 sect. 3.6 (noise).
+"""
+
+import math
+
+import torch
+
+__all__ = ["UNLIKELY", "p_values"]
+
+UNLIKELY = 0.02  # p below which a galaxy is flagged, in either test
+_MEAN, _VARIANCE = 2 - 2 * math.log(2), 0.8427**2  # of ln(1 + t^2 / 2)
+
+
+def p_values(residual, there, weight):
+    """Posterior-predictive p-values of galaxies.
+
+    Parameters
+    ----------
+    residual : Tensor of shape (n, draws, n_band)
+        (Measured - model) / scale of posterior draws; zero where nothing was measured.
+    there : Tensor of shape (n, n_band), bool
+        Measured bands.
+    weight : Tensor of shape (n, draws)
+        Of the draws; they add up to one.
+
+    Returns
+    -------
+    whole, worst : Tensor of shape (n,)
+        Of the sum (a gamma of its mean and variance stands for its law) and of the largest residual. The parameters are fitted to the
+        data, so both are larger than uniform numbers for galaxies of the model.
+    """
+    bands = there.sum(-1, keepdim=True).clamp_min(1).to(residual)
+    total = torch.log1p(residual**2 / 2).sum(-1)
+    shape, rate = _MEAN**2 / _VARIANCE, _MEAN / _VARIANCE
+    whole = torch.special.gammaincc(shape * bands, rate * total)
+    largest = residual.abs().amax(-1)
+    root = (2 + largest**2).sqrt()
+    worst = -torch.expm1(bands * torch.log1p(-2 / (root * (root + largest))))  # any of n bands as far out
+    return (whole * weight).sum(-1), (worst * weight).sum(-1)

@@ -1,0 +1,119 @@
+"""Galaxies on which inference is tried: of known parameters, observed just as the likelihood assumes, and objects that it must not believe.
+
+Introduced in notebook 07.
+
+References
+----------
+Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration: parameters from the prior, data from the likelihood).
+"""
+
+from typing import NamedTuple
+
+import torch
+from astropy import constants, units
+
+from popcosmos_lib import filters, forward, likelihood, survey
+
+__all__ = ["ODDITIES", "Trial", "bright", "galaxies", "without"]
+
+_OFFSET = 0.5  # mag
+_TEMPERATURES = (3000.0, 8000.0)  # K
+_BRIGHT = (20.0, 23.0)  # r of planted objects: fainter ones need their photometry to be trusted less [mag]
+
+
+class Trial(NamedTuple):
+    """Galaxies with their truth.
+
+    Attributes
+    ----------
+    theta : Tensor of shape (n, 16)
+    flux, flux_err : Tensor of shape (n, 26)
+        [µJy]
+    """
+
+    theta: torch.Tensor
+    flux: torch.Tensor
+    flux_err: torch.Tensor
+
+
+@torch.no_grad()
+def galaxies(n, population, emulator, sky, generator, floor=0.01):
+    """Galaxies of the population, whose noise is that of the likelihood and lets each pass the selection.
+
+    Parameters
+    ----------
+    n : int
+    population : Population
+    emulator : object with ``magnitudes(theta)``
+    sky : survey.Survey
+        Flux errors.
+    generator : torch.Generator
+    floor : float
+        Fractional error of the model flux, beside the emulator's.
+
+    Returns
+    -------
+    Trial
+        theta is drawn from p(theta | r < 25) and the data from p(data | theta, r < 25), so that ranks of the truth among posterior draws
+        are uniform if, and only if, posteriors are right.
+    """
+    theta = population.sample(n, generator)
+    true = likelihood.model_flux(likelihood.photometry(emulator, theta))
+    flux_err = sky.sigma(true, generator)
+    scale = (flux_err**2 + (likelihood.fractional_error(floor, emulator) * true) ** 2).sqrt()
+    noise = survey.student_t(true.shape, generator)
+    band, limit = forward.SELECTION.split("<")
+    b = filters.SHORT.index(band)
+    need = (filters.flux_from_magnitude(torch.tensor(float(limit))) - true[:, b]) / scale[:, b]
+    # noise of the selection band beyond ``need``, by the quantiles of Student's t with two degrees of freedom
+    tail = likelihood.log_tail(need.double()).exp() * torch.rand(n, generator=generator, dtype=torch.float64).clamp_min(1e-12)
+    noise[:, b] = ((1 - 2 * tail) / (2 * tail * (1 - tail)).sqrt()).float()
+    return Trial(theta, true + scale * noise, flux_err)
+
+
+def without(trial, missing, generator):
+    """The same galaxies with ``missing`` random bands of each left out."""
+    gone = torch.rand(trial.flux.shape, generator=generator).argsort(-1).argsort(-1) < missing
+    return trial._replace(flux=trial.flux.masked_fill(gone, torch.nan), flux_err=trial.flux_err.masked_fill(gone, torch.nan))
+
+
+def _offset(trial, generator):
+    """One band wrong by half a magnitude, up or down."""
+    flux, flux_err = trial.flux.clone(), trial.flux_err.clone()
+    rows = torch.arange(len(flux))
+    band = torch.randint(flux.shape[1], (len(flux),), generator=generator)
+    factor = 10 ** (0.4 * _OFFSET * (2.0 * torch.randint(2, (len(flux),), generator=generator) - 1))
+    flux[rows, band] *= factor
+    flux_err[rows, band] *= factor
+    return flux, flux_err
+
+
+def _shuffled(trial, generator):
+    """One band from another galaxy."""
+    flux, flux_err = trial.flux.clone(), trial.flux_err.clone()
+    rows, other = torch.arange(len(flux)), torch.randperm(len(flux), generator=generator)
+    band = torch.randint(flux.shape[1], (len(flux),), generator=generator)
+    flux[rows, band], flux_err[rows, band] = trial.flux[other, band], trial.flux_err[other, band]
+    return flux, flux_err
+
+
+def _stars(trial, generator):
+    """Black bodies of 3000 to 8000 K at the r of the galaxies, with the galaxies' errors: the smooth spectra to which stars come close."""
+    wave = filters.load(filters.COSMOS26).effective.double() * 1e-10
+    low, high = _TEMPERATURES
+    temperature = low + (high - low) * torch.rand(len(trial.flux), 1, generator=generator, dtype=torch.float64)
+    scale = (constants.h * constants.c / constants.k_B).to_value(units.m * units.K)
+    light = 1 / wave**3 / torch.expm1(scale / (wave * temperature))
+    r = filters.SHORT.index("r")
+    true = (light / light[:, r : r + 1] * trial.flux[:, r : r + 1]).float()
+    return true + trial.flux_err * survey.student_t(true.shape, generator), trial.flux_err
+
+
+ODDITIES = {"star": _stars, "shuffled band": _shuffled, "0.5 mag in one band": _offset}
+
+
+def bright(trial):
+    """The galaxies of a trial that are bright enough to plant oddities in."""
+    r = filters.magnitude_from_flux(trial.flux[:, filters.SHORT.index("r")])
+    rows = (r > _BRIGHT[0]) & (r < _BRIGHT[1])
+    return Trial(*(x[rows] for x in trial))
