@@ -20,9 +20,9 @@ from popcosmos_lib.importance import Streams
 __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
-_GALAXIES = 16  # sampled at once on a CPU
+_GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU alone, so that arrays have the same shapes, and draws the same bits, in any company
 _CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
-_TRAJECTORIES, _LEAPFROGS, _KEPT = 80, 8, 32
+_STAGES, _LEAPFROGS, _KEPT = (40, 80), 8, 32  # trajectories, gradients in each, states kept of each chain
 
 
 class Posterior(NamedTuple):
@@ -86,7 +86,7 @@ def seeds(seed, ids):
 
 
 @torch.no_grad()
-def posteriors(flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, draws=1024, rounds=96, progress=None):
+def posteriors(flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, draws=1024, rounds=96, ess=ESS, progress=None):
     """Sample the posterior of every galaxy.
 
     Parameters
@@ -99,6 +99,8 @@ def posteriors(flux, flux_err, floor, *, proposal, population, emulator, seeds, 
         Weighted draws returned of each.
     draws, rounds : int
         Of the importance sampling.
+    ess : float
+        Effective draws at which a galaxy is done.
     progress : callable, optional
         Called with the number of galaxies finished.
 
@@ -107,12 +109,12 @@ def posteriors(flux, flux_err, floor, *, proposal, population, emulator, seeds, 
     list of Posterior
     """
     found = []
-    for rows in torch.arange(len(flux)).split(_GALAXIES if flux.device.type == "cpu" else 16 * _GALAXIES):
+    for rows in torch.arange(len(flux)).split(_GALAXIES[flux.device.type]):
         target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator)
         streams = Streams([seeds[i] for i in rows.tolist()], flux.device)
-        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=ESS, khat=KHAT)):
+        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=ess, khat=KHAT)):
             stream = streams.of([row])
-            if result.ess >= ESS and result.khat < KHAT:
+            if result.ess >= ess and result.khat < KHAT:
                 kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
                 found.append(Posterior(result.extra[kept].cpu(), weight.cpu(), result.ess, result.khat, torch.nan, "importance"))
             else:
@@ -127,12 +129,13 @@ def _walk(target, row, result, stream, n_draws):
     generator = torch.Generator(result.w.device).manual_seed(stream.generators[0].initial_seed() // 2)
     both = lambda w: torch.stack([result.last.log_prob(w), target(w, row)[0]])  # noqa: E731
     start = result.last.sample(_CHAINS * _OVERDRAW, stream)
-    walkers = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)[0]
-    width = torch.linalg.cholesky(torch.cov(walkers.T) + 1e-4 * torch.eye(walkers.shape[-1]).to(walkers))
-    step = torch.full((_CHAINS,), hamiltonian.FIRST_STEP).to(walkers)
+    chain = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)  # (1, chains, 16)
     log_density = lambda w: target(w[None], row)[0][0]  # noqa: E731
-    settings = width.expand(_CHAINS, -1, -1), step, generator, _TRAJECTORIES, _LEAPFROGS, _KEPT
-    chain = hamiltonian.walk(walkers, log_density, *settings)[0].transpose(0, 1)  # (kept, chains, 16)
+    for trajectories in _STAGES:  # the covariance of the first gives the metric of the second
+        width = torch.linalg.cholesky(torch.cov(chain.flatten(0, 1).T) + 1e-4 * torch.eye(chain.shape[-1]).to(chain))
+        step = torch.full((_CHAINS,), hamiltonian.FIRST_STEP).to(chain)
+        settings = width.expand(_CHAINS, -1, -1), step, generator, trajectories, _LEAPFROGS, _KEPT
+        chain = hamiltonian.walk(chain[-1], log_density, *settings)[0].transpose(0, 1)  # (kept, chains, 16)
     theta = target(chain, row.expand(len(chain)))[1][None]
     followed = [parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)]
     rhat = max(float(sampler.r_hat(values)) for values in followed)

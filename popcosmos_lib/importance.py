@@ -21,8 +21,8 @@ __all__ = ["Draws", "Mixture", "effective", "pareto_smooth", "sample", "thin"]
 _NU = 8.0  # degrees of freedom of the components
 _COMPONENTS = 4
 _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
-_ITERATIONS = 6  # of the fit of a mixture
-_FITTED = 8192  # draws it is fitted to, those of the largest weight
+_ITERATIONS = 4  # of the fit of a mixture
+_FITTED = 4096  # draws it is fitted to, those of the largest weight
 _LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
 _TEMPERS = torch.linspace(1.0, 0.0, 41)  # exponents tried
 _SHRINK = 10.0  # draws that the common covariance counts for in that of each component
@@ -70,22 +70,22 @@ class Mixture(NamedTuple):
     mean: torch.Tensor
     factor: torch.Tensor
 
-    def whitened(self, w):
+    def _whitened(self, w):
         """Squared distances of w (g, n, d) from the components (g, c, n), and ln det of the factors (g, c)."""
-        inverse = torch.linalg.inv(self.factor)
-        y = torch.einsum("gcij,gnj->gcni", inverse, w) - (inverse @ self.mean[..., None])[..., 0][:, :, None]
-        return y.square().sum(-1), self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        inverse = torch.linalg.inv(self.factor)  # (g, c, d, d)
+        y = (inverse.flatten(1, 2) @ w.mT).unflatten(1, self.mean.shape[1:]) - inverse @ self.mean[..., None]
+        return y.square().sum(2), self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def terms(self, w):
-        """ln of weight x density of each t component at w (g, n, d): (g, c, n)."""
+        """ln of weight x density of each t component at w (g, n, d), and the squared distance from it: (g, c, n) each."""
         d = w.shape[-1]
-        distance, volume = self.whitened(w)
+        distance, volume = self._whitened(w)
         constant = math.lgamma((_NU + d) / 2) - math.lgamma(_NU / 2) - d / 2 * math.log(_NU * math.pi)
-        return (self.log_weight - volume + constant)[..., None] - 0.5 * (_NU + d) * torch.log1p(distance / _NU)
+        return (self.log_weight - volume + constant)[..., None] - 0.5 * (_NU + d) * torch.log1p(distance / _NU), distance
 
     def log_prob(self, w):
         """ln density at w (g, n, d), defensive part included: (g, n)."""
-        t = self.terms(w).logsumexp(1)
+        t = self.terms(w)[0].logsumexp(1)
         return torch.logaddexp(t + math.log(1 - _DEFENSIVE), _log_wide(w) + math.log(_DEFENSIVE))
 
     def sample(self, n, random):
@@ -174,8 +174,7 @@ def fit(w, log_weight, random):
     )
     count = effective(p.log())[:, None]
     for _ in range(_ITERATIONS):
-        terms = mixture.terms(w)
-        distance = mixture.whitened(w)[0]
+        terms, distance = mixture.terms(w)
         share = torch.softmax(terms, 1) * p[:, None]  # (g, c, n)
         total = share.sum(-1)
         robust = share * (_NU + d) / (_NU + distance)

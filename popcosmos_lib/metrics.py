@@ -69,7 +69,7 @@ def photoz(z_phot, z_spec):
     }
 
 
-def pit(draws, truth):
+def pit(draws, truth, weights=None):
     """Probability integral transform: the share of each posterior below the truth.
 
     Parameters
@@ -77,6 +77,8 @@ def pit(draws, truth):
     draws : Tensor of shape (n, k)
         Posterior draws of one quantity.
     truth : Tensor of shape (n,)
+    weights : Tensor of shape (n, k), optional
+        Of the draws, adding up to one for each; equal ones by default.
 
     Returns
     -------
@@ -84,7 +86,7 @@ def pit(draws, truth):
         Uniform on (0, 1) if the posteriors are calibrated; ties count half.
     """
     below = (draws < truth[:, None]).double() + 0.5 * (draws == truth[:, None]).double()
-    return below.mean(1)
+    return below.mean(1) if weights is None else (below * weights).sum(1)
 
 
 def crps(draws, truth):

@@ -28,6 +28,7 @@ _ERRORS = 3.0  # range of the common factor of the errors of half of the mocks, 
 _MISSING = 0.7  # largest chance of a band to be missing, in half of the mocks
 _FEATURES = 3 * len(filters.COSMOS26)
 _R = filters.SHORT.index("r")
+_ROWS = 4096  # points that the population decodes at once: larger pieces fall out of cache
 
 
 class Proposal(nn.Module):
@@ -91,7 +92,9 @@ class Proposal(nn.Module):
 
     def theta(self, x, population=None):
         """Coordinates x (n, 16) to parameters (n, 16); through ``population`` where that is the prior. Differentiable."""
-        return parameters.to_theta(self.centre + self.spread * x) if population is None else population.from_base(x)
+        if population is None:
+            return parameters.to_theta(self.centre + self.spread * x)
+        return torch.cat([population.from_base(rows) for rows in x.split(_ROWS)])
 
     def log_prior(self, x, theta, population=None):
         """ln prior density [nat per unit x] at x (n, 16), whose parameters are ``theta``; (n,)."""

@@ -1,10 +1,12 @@
-"""Smooth stand-ins for the emulator, and galaxies observed through one."""
+"""Smooth stand-ins for the emulator, the population and the survey, and galaxies observed through them."""
+
+import math
 
 import torch
 
 from popcosmos_lib import filters, likelihood, parameters, priors
 
-__all__ = ["Colours", "Toy", "observed"]
+__all__ = ["Colours", "Normal", "Sky", "Toy", "observed"]
 
 
 class Toy:
@@ -33,6 +35,32 @@ class Colours:
         z, dust = parameters.column(theta, "z"), parameters.column(theta, "dust2")
         brightness = parameters.to_latent(theta)[:, 0]
         return (brightness + 5)[:, None] + (0.4 * z + 0.3 * dust)[:, None] * slope + 0.2 * torch.sin(3 * z[:, None] * slope)
+
+
+class Normal:
+    """A population whose density is a normal in phi: what the diffusion model is to the library, exactly known."""
+
+    def __init__(self):
+        self.shift, self.scale = torch.zeros(16), torch.full((16,), 0.5)
+        self.shift[0], self.scale[0] = 20.0, 1.5
+
+    def from_base(self, u):
+        return parameters.to_theta(self.shift + self.scale * u)
+
+    def sample(self, n, generator):
+        return self.from_base(torch.randn(n, 16, generator=generator))
+
+    def log_prob(self, theta, steps=0):
+        phi = parameters.to_latent(theta)
+        log_p = -0.5 * ((phi - self.shift) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        return log_p.sum(-1) - parameters.log_jacobian(phi)
+
+
+class Sky:
+    """Flux errors of five per cent, and of no less than a hundredth of a microjansky."""
+
+    def sigma(self, flux, generator):
+        return 0.05 * flux + 0.01
 
 
 def observed(n, error=0.02, seed=3):

@@ -1,0 +1,95 @@
+"""Importance sampling on targets with known answers, the Pareto tail on known tails, thinning without bias."""
+
+import pytest
+import torch
+
+from popcosmos_lib import importance
+
+
+@pytest.fixture(scope="module")
+def gaussians():
+    """Six correlated, displaced normals in 16 dimensions."""
+    g = torch.Generator().manual_seed(3)
+    root = 0.25 * torch.randn(6, 16, 16, generator=g) + 0.5 * torch.eye(16)
+    covariance = root @ root.mT + 0.02 * torch.eye(16)
+    return 0.7 * torch.randn(6, 16, generator=g), covariance
+
+
+def target(gaussians):
+    mean, precision = gaussians[0], torch.linalg.inv(gaussians[1])
+
+    def log_target(w, rows):
+        d = w - mean[rows][:, None]
+        return -0.5 * ((d @ precision[rows]) * d).sum(-1), w[..., :2]
+
+    return log_target
+
+
+@pytest.fixture(scope="module")
+def found(gaussians):
+    return importance.sample(target(gaussians), importance.Streams(range(6)))
+
+
+def test_moments_of_gaussians(gaussians, found):
+    for one, mean, covariance in zip(found, *gaussians, strict=True):
+        assert one.ess >= 400 and one.khat < 0.7 and one.rounds < 30
+        p, sd = one.log_weight.exp()[:, None], covariance.diagonal().sqrt()
+        assert float(p.sum()) == pytest.approx(1.0, abs=1e-4)
+        centre = (p * one.w).sum(0)
+        assert ((centre - mean).abs() / sd).max() < 0.25, "16 means of 400 effective draws: 5 standard errors"
+        assert ((p * (one.w - mean) ** 2).sum(0).sqrt() / sd - 1).abs().max() < 0.15
+        assert torch.equal(one.extra, one.w[:, :2])
+
+
+def test_draws_do_not_depend_on_the_company(gaussians, found):
+    part = target((gaussians[0][3:4], gaussians[1][3:4]))
+    alone = importance.sample(part, importance.Streams([3]))[0]
+    assert alone.rounds == found[3].rounds and torch.allclose(alone.w, found[3].w, atol=1e-2)
+
+
+def test_two_modes_are_weighed_right():
+    """Modes at -2 and +2 of weights 0.8 and 0.2."""
+
+    def log_target(w, rows):
+        at = torch.stack([-0.5 * ((w[..., 0] - c) / 0.4) ** 2 + torch.tensor(p).log() for c, p in ((-2.0, 0.8), (2.0, 0.2))])
+        return at.logsumexp(0) - 0.5 * w[..., 1:].square().sum(-1), w
+
+    one = importance.sample(log_target, importance.Streams([5]), ess=2000.0)[0]
+    assert float(one.log_weight.exp()[one.w[:, 0] < 0].sum()) == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_hopeless_target_says_so():
+    def nowhere(w, rows):
+        return torch.full(w.shape[:2], -torch.inf), w
+
+    one = importance.sample(nowhere, importance.Streams([0]), rounds=3)[0]
+    assert one.rounds == 3 and not one.khat < 0.7 and one.log_weight.isfinite().all()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 3.0])
+def test_tail_index_of_pareto_weights(alpha):
+    """The weights of a Pareto law of index alpha have k = 1 / alpha."""
+    u = torch.rand(8, 40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    smoothed, khat = importance.pareto_smooth(-u.log() / alpha)
+    assert float(khat.mean()) == pytest.approx(1 / alpha, abs=0.05)
+    assert torch.allclose(smoothed.exp().sum(-1), torch.ones(8), atol=1e-3)
+
+
+def test_equal_weights_have_no_tail_and_all_draws_count():
+    smoothed, khat = importance.pareto_smooth(torch.zeros(2, 1000) + 1e-4 * torch.rand(2, 1000, generator=torch.Generator().manual_seed(2)))
+    assert (khat < 0.5).all() and torch.allclose(importance.effective(smoothed), torch.tensor(1000.0), rtol=1e-3)
+
+
+def test_thinning_keeps_the_heavy_and_is_fair_to_the_light():
+    g = torch.Generator().manual_seed(4)
+    log_weight = (3 * torch.randn(3000, generator=g)).log_softmax(-1)
+    value, truth = torch.randn(3000, generator=g), 0.0
+    truth = float((log_weight.exp() * value).sum())
+    means = []
+    for u in torch.linspace(0.0005, 0.9995, 400).tolist():
+        rows, weight = importance.thin(log_weight, 256, u)
+        assert len(rows.unique()) == 256 and float(weight.sum()) == pytest.approx(1.0, abs=1e-5)
+        means.append(float((weight * value[rows]).sum()))
+    assert sum(means) / len(means) == pytest.approx(truth, abs=3e-3), "averaged over its one random number, thinning changes nothing"
+    heaviest = int(log_weight.argmax())
+    assert float(weight[rows == heaviest]) == pytest.approx(float(log_weight[heaviest].exp()), rel=1e-3)

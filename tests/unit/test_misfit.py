@@ -1,0 +1,35 @@
+"""Posterior-predictive p-values against the law they claim."""
+
+import pytest
+import torch
+
+from popcosmos_lib import misfit, survey
+
+
+@pytest.mark.parametrize("bands", [9, 26])
+def test_uniform_for_galaxies_of_the_model(bands):
+    residual = survey.student_t((20_000, 1, bands), torch.Generator().manual_seed(1))
+    there = torch.ones(20_000, bands, dtype=torch.bool)
+    whole, worst = misfit.p_values(residual, there, torch.ones(20_000, 1))
+    for level in (0.01, 0.05, 0.5):
+        assert float((worst < level).float().mean()) == pytest.approx(level, abs=4 * (level / 20_000) ** 0.5)
+        assert float((whole < level).float().mean()) == pytest.approx(level, rel=0.3), "the gamma law is an approximation"
+
+
+def test_missing_bands_neither_help_nor_harm():
+    residual = survey.student_t((4000, 1, 26), torch.Generator().manual_seed(2))
+    there = torch.ones(4000, 26, dtype=torch.bool)
+    there[:, 10:] = False
+    short = misfit.p_values(residual[..., :10], there[:, :10], torch.ones(4000, 1))
+    padded = misfit.p_values(torch.where(there[:, None], residual, 0.0), there, torch.ones(4000, 1))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(short, padded, strict=True))
+
+
+def test_one_wrong_band_and_a_wrong_spectrum_are_seen():
+    good = torch.full((1, 1, 26), 0.5)
+    band, spectrum = good.clone(), good * 8
+    band[..., 3] = 60.0
+    p = misfit.p_values(torch.cat([good, band, spectrum]), torch.ones(3, 26, dtype=torch.bool), torch.ones(3, 1))
+    assert p[0][0] > 0.5 and p[1][0] > 0.5
+    assert p[1][1] < misfit.UNLIKELY < p[0][1], "one band at 60 errors is one among 26 of Student's t, which the largest residual sees"
+    assert p[0][2] < misfit.UNLIKELY

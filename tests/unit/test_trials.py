@@ -1,0 +1,42 @@
+"""Trials: data of the likelihood's own law, given that they pass; planted oddities are odd."""
+
+import pytest
+import torch
+from toy import Normal, Sky, Toy
+
+from popcosmos_lib import filters, likelihood, survey, trials
+
+FLOOR = 0.02
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return trials.galaxies(4000, Normal(), Toy(), Sky(), torch.Generator().manual_seed(1), floor=FLOOR)
+
+
+def test_every_galaxy_passes_and_noise_is_students(trial):
+    assert survey.select(trial.flux, "r<25").all()
+    true = likelihood.model_flux(likelihood.photometry(Toy(), trial.theta))
+    t = (trial.flux - true) / (trial.flux_err**2 + (FLOOR * true) ** 2).sqrt()
+    r = filters.SHORT.index("r")
+    others = torch.cat([t[:, :r], t[:, r + 1 :]], 1)
+    assert float(others.abs().median()) == pytest.approx(0.8165, rel=0.02), "median |t| of two degrees of freedom"
+    far = true[:, r] < 0.7 * filters.flux_from_magnitude(torch.tensor(25.0))
+    assert far.sum() > 20 and (t[far, r] > 0).all(), "galaxies beyond the limit pass by noise only"
+
+
+def test_missing_bands_are_as_many_as_asked(trial):
+    part = trials.without(trial, 5, torch.Generator().manual_seed(2))
+    assert (part.flux.isnan().sum(1) == 5).all() and torch.equal(part.flux.isnan(), part.flux_err.isnan())
+    assert part.flux.isnan().any(0).all(), "any band may be missing"
+
+
+@pytest.mark.parametrize("kind", trials.ODDITIES)
+def test_oddities_change_the_photometry(trial, kind):
+    some = trials.bright(trial)
+    r = filters.magnitude_from_flux(some.flux[:, filters.SHORT.index("r")])
+    assert len(r) > 50 and ((r > 20) & (r < 23)).all()
+    flux, flux_err = trials.ODDITIES[kind](some, torch.Generator().manual_seed(3))
+    changed = ((flux / some.flux - 1).abs() > 0.02).sum(1).float()
+    assert flux.isfinite().all() and (flux_err > 0).all()
+    assert float(changed.median()) == (1 if kind != "star" else pytest.approx(25, abs=2))
