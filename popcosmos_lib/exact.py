@@ -20,7 +20,7 @@ from popcosmos_lib.importance import Streams
 __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
-_GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU alone, so that arrays have the same shapes, and draws the same bits, in any company
+_GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
 _CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
 _STAGES, _LEAPFROGS, _KEPT = (40, 80), 8, 32  # trajectories, gradients in each, states kept of each chain
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "coverage", "redshift_scatter", "redshift_scores", "spectrum"]
+__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
 _LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
@@ -137,6 +137,96 @@ def coverage(labels, inside, n, low, high, expected=0.68):
     axis.tick_params(axis="x", which="minor", bottom=False, top=False)
     axis.set(ylabel="truths inside the 68 % interval", ylim=(0, 1.0), xlim=(-0.6, len(labels) - 0.4))
     axis.legend(loc="lower right", ncols=2)
+    return fig
+
+
+def ranks(pit, names, shown, limit):
+    """Whether truths are spread evenly through their posteriors, all parameters in one panel.
+
+    Parameters
+    ----------
+    pit : dict of str to ndarray of shape (n, d)
+        Title of each panel -> posterior probability below the truth.
+    names : list of str
+        Labels of the d columns.
+    shown : sequence of int
+        Columns drawn in colour; the others are grey.
+    limit : float
+        Kolmogorov-Smirnov distance that calibrated posteriors stay below.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axes = plt.subplots(1, len(pit), figsize=(figures.DOUBLE, 2.6), sharey=True)
+    p = np.linspace(0, 1, 301)
+    for axis, (title, values) in zip(np.atleast_1d(axes), pit.items(), strict=True):
+        axis.axhspan(-limit, limit, color="0.92", lw=0)
+        axis.axhline(0, color="0.6", lw=0.8)
+        below = np.stack([np.searchsorted(np.sort(column), p, side="right") / len(values) - p for column in values.T])
+        axis.plot(p, np.delete(below, shown, 0).T, color="0.65", lw=0.6)
+        for i, colour in zip(shown, figures.COLOURS, strict=False):
+            axis.plot(p, below[i], color=colour, lw=1.2, label=names[i])
+        axis.set(xlabel="posterior probability below the truth", xlim=(0, 1), ylim=(-1.6 * limit, 1.6 * limit), title=title)
+    np.atleast_1d(axes)[0].set_ylabel("share of truths below, minus uniform")
+    np.atleast_1d(axes)[0].legend(loc="lower left", ncols=len(shown))
+    return fig
+
+
+def trust(quality, p, unlikely, ess, khat):
+    """The quality of every fit, and which objects are flagged as unlike any galaxy of the model.
+
+    Parameters
+    ----------
+    quality : dict of str to (ess, khat)
+        Sample -> effective draws and Pareto index, each of shape (n,).
+    p : dict of str to ndarray of shape (n,)
+        Sample -> the smaller of the two p-values.
+    unlikely, ess, khat : float
+        Limits, drawn as lines.
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(figures.DOUBLE, 2.7))
+    for (name, (effective, tail)), marker, colour in zip(quality.items(), "os^", figures.COLOURS, strict=False):
+        left.plot(tail, effective, marker, ms=3, color=colour, label=name, alpha=0.8)
+    left.axvline(khat, color="0.5", lw=0.8, ls="--")
+    left.axhline(ess, color="0.5", lw=0.8, ls="--")
+    left.set(xlabel=r"Pareto index $\hat k$ of the weights", ylabel="effective draws", yscale="log")
+    left.legend(loc="lower left")
+    for (name, values), style, colour in zip(p.items(), ("-", "--", "-.", ":"), ("k", *figures.COLOURS), strict=False):
+        ordered = np.sort(np.clip(values, 1e-6, 1))
+        right.step(
+            np.concatenate([[1e-6], ordered]), np.arange(len(ordered) + 1) / len(ordered), where="post", color=colour, ls=style, label=name
+        )
+    right.axvline(unlikely, color="0.5", lw=0.8)
+    right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="smaller of the two p-values", ylabel="share of objects below")
+    right.legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
+    return fig
+
+
+def cost(rows):
+    """What an engine costs against how far its posteriors are from converged ones.
+
+    Parameters
+    ----------
+    rows : list of dict
+        ``engine``, ``seconds`` [CPU s per galaxy] and ``distance`` [posterior sigma].
+
+    Returns
+    -------
+    Figure
+        Single width.
+    """
+    fig, axis = plt.subplots(figsize=(figures.SINGLE, 2.8))
+    for row, marker, colour in zip(rows, "osD^vP*X", figures.COLOURS, strict=False):
+        axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=6, label=row["engine"])
+    axis.set(xscale="log", yscale="log", xlabel="CPU time [s per galaxy]", ylabel="rms offset from the converged runs [$\\sigma$]")
+    axis.legend(loc="best", fontsize=6)
     return fig
 
 
