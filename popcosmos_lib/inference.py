@@ -20,7 +20,7 @@ from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameter
 from popcosmos_lib.emulator import load as load_emulator
 from popcosmos_lib.population import load as load_population
 
-__all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor"]
+__all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor", "quantiles"]
 
 PRIORS = ("pop-cosmos", "prospector")
 ENGINES = ("exact", "ensemble")
@@ -233,8 +233,19 @@ def _derived(theta):
     return {name: torch.full(known.shape, torch.nan).masked_scatter(known, value) for name, value in zip(DERIVED, values, strict=True)}
 
 
-def _quantiles(values, weight, p):
-    """Quantiles (p, n) of weighted draws (n, k), linear between the middles of their steps."""
+def quantiles(values, weight, p):
+    """Quantiles of weighted draws, linear between the middles of the steps of their distribution.
+
+    Parameters
+    ----------
+    values, weight : Tensor of shape (n, k)
+        Draws and their weights, which add up to one in each row.
+    p : Tensor of shape (m,)
+
+    Returns
+    -------
+    Tensor of shape (m, n)
+    """
     ordered, rows = values.sort(-1)
     w = weight.gather(1, rows)
     level = w.cumsum(-1) - 0.5 * w
@@ -250,7 +261,7 @@ def _summary(samples, weights, scores, used, bands, flags, ids):
     p = torch.tensor(list(QUANTILES.values()))
     columns = {name: samples[..., i] for i, name in enumerate(parameters.NAMES)} | _derived(samples)
     for name, values in columns.items():
-        for suffix, value in zip(QUANTILES, _quantiles(values, weights, p), strict=True):
+        for suffix, value in zip(QUANTILES, quantiles(values, weights, p), strict=True):
             table[f"{name}_{suffix}"] = value.numpy()
     doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > _WORST_R_HAT, scores["khat"] >= exact.KHAT)
     problems = {

@@ -1,5 +1,7 @@
 """Figures of the SED-fitting and photometric-redshift notebooks."""
 
+import math
+
 import corner as corner_plots
 import matplotlib.pyplot as plt
 import numpy as np
@@ -231,12 +233,12 @@ def cost(rows):
 
 
 def redshift_scatter(panels, note):
-    """Photometric against reference redshifts, one panel a prior.
+    """Photometric against reference redshifts, one panel a sample, three in a row.
 
     Parameters
     ----------
-    panels : dict of str to (z_true, quantiles)
-        Prior name -> reference redshift (n,) and 16, 50, 84 % of the posterior (3, n).
+    panels : dict of str to (prior, z_true, quantiles)
+        Title -> prior, which gives the colour; reference redshift (n,); 16, 50, 84 % of the posterior (3, n).
     note : dict of str to str
         Text of each panel.
 
@@ -245,17 +247,21 @@ def redshift_scatter(panels, note):
     Figure
         Double width.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(figures.DOUBLE, 3.4), sharey=True)
-    top = 1.08 * max(max(z.max(), q[1].max()) for z, q in panels.values())
-    line = np.linspace(0, top, 200)
-    for axis, (name, (z, (low, middle, high))) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    rows = math.ceil(len(panels) / 3)
+    fig, axes = plt.subplots(rows, 3, figsize=(figures.DOUBLE, 2.5 * rows), squeeze=False)
+    for axis, (title, (prior, z, (low, middle, high))) in zip(axes.flat, panels.items(), strict=False):
+        top = 1.08 * max(z.max(), middle.max())
+        line = np.linspace(0, top, 200)
         axis.fill_between(line, line - 0.15 * (1 + line), line + 0.15 * (1 + line), color="0.92", lw=0)
         axis.plot(line, line, color="0.6", lw=0.8)
         error = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
-        axis.errorbar(z, middle, error, fmt=_MARKER[name], ms=2.5, color=_COLOUR[name], elinewidth=0.6, alpha=0.8)
-        axis.text(0.05, 0.95, f"{_LABEL[name]}\n{note[name]}", transform=axis.transAxes, va="top")
-        axis.set(xlim=(0, top), ylim=(0, top), xlabel="reference redshift", aspect="equal")
-    np.atleast_1d(axes)[0].set_ylabel("photometric redshift")
+        axis.errorbar(z, middle, error, fmt=_MARKER[prior], ms=2, color=_COLOUR[prior], elinewidth=0.5, alpha=0.7)
+        axis.text(0.04, 0.96, f"{title}\n{note[title]}", transform=axis.transAxes, va="top", fontsize=6)
+        axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    fig.supxlabel("reference redshift", fontsize=9)
+    fig.supylabel("photometric redshift", fontsize=9)
     return fig
 
 
