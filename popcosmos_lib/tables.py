@@ -11,7 +11,7 @@ from statistics import median
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "engines", "release", "update", "updated"]
+__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "engines", "inference", "release", "update", "updated"]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -219,6 +219,39 @@ def agreement(measured):
     return f"{text}\n\nMeasured on {_where(measured)}; one thread."
 
 
+def inference(measured):
+    """Posteriors: the gates of the exact engine, planted objects, and every engine against converged posteriors, as three tables.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("inference")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    head = ["galaxies of the model", "n", "k-hat < 0.7", "400 effective draws", "needed chains", "largest KS of 16 ranks", "TARP", "99 % limit"]
+    lines = []
+    for row in measured["gates"]:
+        shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains")]
+        distances = [f"{value:.3f}" for value in (max(row["ranks"]), row["tarp"], row["limit"])]
+        lines.append([row["sample"], row["n"], *shares, *distances, f"{row['seconds']:.2f}", f"{row['flagged']:.1%}"])
+    text = _table([*head, "CPU s per galaxy", "flagged"], lines) + "\n\n"
+    text += _table(["planted", "n", "flagged"], [[row["kind"], row["n"], f"{row['flagged']:.0%}"] for row in measured["oddities"]]) + "\n\n"
+    lines = []
+    for row in measured["rows"]:
+        if row["missing"]:
+            lines.append([row["engine"], *["-"] * 7, row["missing"]])
+            continue
+        offsets = [f"{row[key]:.2f}" for key in ("z", "log10M_formed", "log10SFR", "largest")]
+        lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}", ""])
+    head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest", "sigma_MAD", "outliers", ""]
+    text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, rms over the galaxies, in posterior sigma. "
+    return f"{text}Measured on {_where(measured)}; two threads, load {measured['load']:.1f} at the start."
+
+
 def release(measured):
     """The released networks at once against a loop over bands, the bound from their arithmetic, and the cost of the flux errors.
 
@@ -270,4 +303,5 @@ TABLES = {
     "figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data,
     "engines": partial(_measured, "engines", engines), "choices": partial(_measured, "choices", choices),
     "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
+    "inference": partial(_measured, "inference", inference),
 }  # fmt: skip

@@ -1,0 +1,212 @@
+"""Posteriors: the gates that the exact engine must pass, and what each engine costs for how much exactness.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/inference.py [FILE] [N]
+
+Gates: N (500) galaxies of the model with all bands, and half as many with five random bands missing: k-hat, effective draws, uniform ranks,
+CPU time. Objects that are no galaxies: flagged or not. Engines: the galaxies of benchmarks/results/reference.json, whose posteriors are
+known from converged runs; CPU seconds on this machine, the distance of the medians from the converged ones, and redshift scores. Each
+engine that is missing leaves a row that says why. Writes FILE (benchmarks/results/inference.json); exits with 1 where a bar is missed.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from engines import ROOT, reason
+
+from popcosmos_lib import (
+    emulator,
+    exact,
+    filters,
+    forward,
+    inference,
+    likelihood,
+    metrics,
+    parameters,
+    population,
+    proposal,
+    provenance,
+    store,
+    survey,
+    tables,
+    trials,
+)
+
+FLOOR = 0.01
+FOLLOWED = ("z", "log10M_formed", "log10SFR")
+BARS = {"trusted": 0.98, "effective": 0.95, "seconds": 2.0, "caught": 0.9, "alarms": 0.05, "distance": 0.15}
+PLANTED = 60  # objects of each kind
+
+
+def timed(work):
+    """Result and CPU seconds of a function, all threads added up."""
+    began = time.process_time()
+    result = work()
+    return result, time.process_time() - began
+
+
+def gates(n, tools, sky):
+    """Rows of the samples on which the exact engine must pass."""
+    g = torch.Generator().manual_seed(21)
+    trial = trials.galaxies(n, tools["population"], tools["emulator"], sky, g, FLOOR)
+    part = trials.without(trials.Trial(*(x[: n // 2] for x in trial)), 5, g)
+    rows = []
+    for name, sample in {"26 bands": trial, "21 of 26 bands": part}.items():
+        fit, cpu = timed(lambda sample=sample: inference.fit(sample.flux, sample.flux_err, floor=FLOOR, **tools))
+        table = fit.summary
+        ranks = [metrics.ks(metrics.pit(fit.samples[..., i], sample.theta[:, i], fit.weights)) for i in range(16)]
+        tarp = metrics.ks(metrics.tarp(fit.equal(400, g), sample.theta, generator=g))
+        rows.append(
+            {
+                "sample": name, "n": len(sample.theta), "trusted": float((table["khat"] < exact.KHAT).mean()),
+                "effective": float((table["ess"] >= exact.ESS).mean()), "chains": float((table["engine"] == "chains").mean()),
+                "seconds": cpu / len(sample.theta), "ranks": ranks, "tarp": tarp,
+                "limit": metrics.ks_limit(len(sample.theta), 1 - 0.01 / 17), "flagged": float(((table["flags"] & 32) > 0).mean()),
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def oddities(tools, sky):
+    """Share of planted objects of each kind that are flagged."""
+    g = torch.Generator().manual_seed(22)
+    hosts = trials.bright(trials.galaxies(60 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR))
+    hosts = trials.Trial(*(x[:PLANTED] for x in hosts))
+    rows = []
+    for kind, plant in trials.ODDITIES.items():
+        table = inference.fit(*plant(hosts, g), floor=FLOOR, **tools).summary
+        rows.append({"kind": kind, "n": len(table), "flagged": float(((table["flags"] & 32) > 0).mean())})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def summarised(fit):
+    """Medians of the followed quantities, (n, 3)."""
+    return np.stack([np.asarray(fit.summary[f"{name}_q50"]) for name in FOLLOWED], -1)
+
+
+def nautilus(flux, flux_err, tools):
+    """nautilus in the base noise of the population, a unit-normal prior in 16 dimensions, galaxy by galaxy."""
+    from nautilus import Prior, Sampler
+    from scipy.stats import norm
+
+    floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
+    prior = Prior()
+    for i in range(16):
+        prior.add_parameter(f"u{i}", dist=norm(0, 1))
+    medians = []
+    for f, e in zip(flux, flux_err, strict=True):
+
+        @torch.no_grad()
+        def log_likelihood(u, f=f, e=e):
+            u = torch.as_tensor(np.asarray(u), dtype=torch.float32)
+            theta = tools["population"].from_base(u)
+            magnitude = likelihood.photometry(tools["emulator"], theta)
+            value = likelihood.log_likelihood(magnitude, f, e, floor) - forward.log_passing(magnitude, f, e, floor)
+            return torch.where(population.inside(theta), value, -1e10).double().numpy()
+
+        sampler = Sampler(prior, log_likelihood, n_live=1000, pass_dict=False, vectorized=True, seed=1)
+        sampler.run(n_eff=2000, verbose=False)
+        points, log_weight, _ = sampler.posterior()
+        theta = tools["population"].from_base(torch.as_tensor(points, dtype=torch.float32))[None]
+        weight = torch.as_tensor(np.exp(log_weight - log_weight.max()), dtype=torch.float32)
+        weight = (weight / weight.sum())[None]
+        followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
+        medians.append([float(inference.quantiles(values, weight, torch.tensor([0.5]))) for values in followed])
+    return np.array(medians)
+
+
+def without_weights(flux, flux_err, tools):
+    """The proposal alone: 512 draws taken at their word."""
+    floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
+    guess, g = tools["guess"], torch.Generator().manual_seed(1)
+    given = guess.features(flux, flux_err, floor)
+    with torch.no_grad():
+        x = guess.flow.sample(512, g, given)[0]
+        theta = guess.theta(x.flatten(0, 1), tools["population"]).unflatten(0, x.shape[:2])
+    followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
+    return torch.stack([values.median(1).values for values in followed], -1).numpy()
+
+
+def engines(reference, tools):
+    """Rows of all engines on the galaxies whose posteriors are known."""
+    rows = reference["rows"]
+    flux, flux_err = (torch.tensor([row[key] for row in rows]) for key in ("flux", "flux_err"))
+    truth = torch.tensor([row["truth"] for row in rows])[:, parameters.INDEX["z"]]
+    q = np.array([[row["quantiles"][name] for name in FOLLOWED] for row in rows])  # (n, 3, 5)
+    middle, width = q[..., 2], (q[..., 3] - q[..., 1]) / 2
+    fit = lambda **options: lambda: summarised(inference.fit(flux, flux_err, floor=FLOOR, **(tools | options)))  # noqa: E731
+    ensemble = {"engine": "ensemble", "n_walkers": 64}
+    makers = {
+        "proposal alone": lambda: without_weights(flux, flux_err, tools),
+        "exact": fit(),
+        "exact, 5 x the draws": fit(ess=2000.0, n_draws=2000),
+        "ensemble, 600 steps": fit(**ensemble, n_steps=600),
+        "ensemble, 600 stretch moves": fit(**ensemble, n_steps=600, moves="stretch"),
+        "ensemble, 4,800 steps": fit(**ensemble, n_steps=4800),
+        "nautilus": lambda: nautilus(flux, flux_err, tools),
+    }
+    found = []
+    for name, make in makers.items():
+        try:
+            medians, cpu = timed(make)
+        except Exception as error:  # whatever stops one engine must not stop the others
+            found.append({"engine": name, "missing": reason(error)})
+            continue
+        apart = (medians - middle) / width
+        scores = metrics.photoz(torch.tensor(medians[:, 0]).float(), truth)
+        distance = {key: float(np.sqrt((apart[:, i] ** 2).mean())) for i, key in enumerate(FOLLOWED)}
+        found.append(
+            {
+                "engine": name, "missing": None, "seconds": cpu / len(rows), "distance": float(np.sqrt((apart**2).mean())),
+                "largest": float(np.abs(apart).max()), "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **distance,
+            }
+        )  # fmt: skip
+        print(found[-1], flush=True)
+    return found
+
+
+def missed(content):
+    """The bars that a result misses, one line each."""
+    for row in content["gates"]:
+        for key in ("trusted", "effective"):
+            if row[key] < BARS[key]:
+                yield f"{row['sample']}: {key} {row[key]:.3f}, bar {BARS[key]}"
+        if row["seconds"] > BARS["seconds"]:
+            yield f"{row['sample']}: {row['seconds']:.2f} CPU s a galaxy, bar {BARS['seconds']}"
+        if max(*row["ranks"], row["tarp"]) > row["limit"]:
+            yield f"{row['sample']}: KS of the ranks {max(*row['ranks'], row['tarp']):.3f}, limit {row['limit']:.3f}"
+    if content["gates"][0]["flagged"] > BARS["alarms"]:
+        yield f"false alarms {content['gates'][0]['flagged']:.3f}, bar {BARS['alarms']}"
+    for row in content["oddities"]:
+        if row["flagged"] < BARS["caught"]:
+            yield f"{row['kind']}: {row['flagged']:.2f} flagged, bar {BARS['caught']}"
+    precise = next((row for row in content["rows"] if row["engine"].startswith("exact, 5")), None)
+    if precise and not precise["missing"] and precise["distance"] > BARS["distance"]:
+        yield f"{precise['distance']:.3f} sigma from the converged runs, bar {BARS['distance']}"
+
+
+def main(target, n=500):
+    """Measure, write ``target``, print the tables; the number of missed bars."""
+    torch.set_num_threads(2)
+    made = provenance.benchmark(store.home(), "nautilus-sampler")
+    tools = {"emulator": emulator.load(), "population": population.load(), "guess": proposal.load()}
+    sky = survey.load()
+    content = {"what": "gates of the exact engine; engines against converged posteriors; CPU seconds of two threads", **made}
+    content |= {"gates": gates(n, tools, sky), "oddities": oddities(tools, sky)}
+    reference = tables.benchmark("reference")
+    content["rows"] = engines(reference, tools)
+    store.write_text(target, json.dumps(content, indent=1) + "\n")
+    print(tables.inference(content))
+    problems = list(missed(content))
+    print("\n".join(problems) or "every bar is met")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "benchmarks" / "results" / "inference.json"
+    sys.exit(main(where, *map(int, sys.argv[2:3])))

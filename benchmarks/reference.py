@@ -1,0 +1,76 @@
+"""Converged posteriors of a few galaxies, kept as data: quantiles of long runs of the papers' ensemble sampler (an hour).
+
+The walkers move under the exact posterior of the calibrated population, in the coordinates of the proposal, where it is nearly normal: an
+affine-invariant sampler converges to the same posterior in any coordinates of the prior's support, and here it does so in an hour. What is
+kept is theta only. Convergence: split R-hat below 1.01 in every parameter, each walker a chain.
+
+    python benchmarks/reference.py [FILE]
+
+Writes FILE (benchmarks/results/reference.json), which benchmarks/inference.py and a test read.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from popcosmos_lib import emulator, exact, inference, likelihood, parameters, population, proposal, provenance, sampler, store, survey
+from popcosmos_lib.trials import galaxies
+
+N, FLOOR = 12, 0.01
+WALKERS, FIRST, STEPS, MOST = 64, 500, 4000, 40_000  # ensemble steps: to begin with, between tests of convergence, at most
+CONVERGED = 1.01
+
+
+@torch.no_grad()
+def converged(target, row, start, generator):
+    """A chain (steps, walkers, 16) of theta that has converged, and its R-hat; start (walkers, 16) in w."""
+    log_density = lambda w: target(w, row)[0]  # noqa: E731
+    walkers = sampler.ensemble(log_density, start[None], steps=FIRST, generator=generator, thin=FIRST)[0][:, -1]
+    parts = []
+    while len(parts) * STEPS < MOST:
+        chain, _ = sampler.ensemble(log_density, walkers, steps=STEPS, generator=generator, thin=20)
+        walkers = chain[:, -1]
+        parts.append(target(chain[0], row.expand(chain.shape[1]))[1])
+        theta = torch.cat(parts)  # (steps, walkers, 16)
+        rhat = max(float(sampler.r_hat(theta[None, ..., i])) for i in range(16))
+        if rhat < CONVERGED:
+            break
+    return theta, rhat
+
+
+def main(target):
+    """Run every galaxy to convergence and write ``target``."""
+    made = provenance.benchmark(store.home())
+    g = torch.Generator().manual_seed(11)
+    model, people, guess = emulator.load(), population.load(), proposal.load()
+    trial = galaxies(N, people, model, survey.load(), g, FLOOR)
+    floor = likelihood.fractional_error(FLOOR, model).expand(26)
+    density = exact.Target(trial.flux, trial.flux_err, floor, guess, people, model)
+    rows = []
+    for i in tqdm(range(N), desc="converged posteriors"):
+        start = torch.randn(WALKERS, 16, generator=g)
+        theta, rhat = converged(density, torch.tensor([i]), start, g)
+        flat = torch.cat([theta, parameters.log_sfr(theta)[..., None]], -1).flatten(0, 1)
+        q = flat.quantile(torch.tensor(list(inference.QUANTILES.values())), dim=0)
+        rows.append(
+            {
+                "flux": trial.flux[i].tolist(), "flux_err": trial.flux_err[i].tolist(), "truth": trial.theta[i].tolist(), "rhat": rhat,
+                "steps": 20 * len(theta), "quantiles": {name: q[:, k].tolist() for k, name in enumerate([*parameters.NAMES, "log10SFR"])},
+            }
+        )  # fmt: skip
+        print(f"galaxy {i}: R-hat {rhat:.4f} after {20 * len(theta)} steps", file=sys.stderr)
+    content = {
+        "what": "quantiles of theta of converged runs of the ensemble sampler",
+        **made,
+        "floor": FLOOR,
+        "walkers": WALKERS,
+        "rows": rows,
+    }
+    store.write_text(target, json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else store.home() / "benchmarks" / "results" / "reference.json")
