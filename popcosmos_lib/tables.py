@@ -232,7 +232,7 @@ def inference(measured):
     str
         Markdown, with a line on where it was measured.
     """
-    head = ["galaxies of the model", "n", "k-hat < 0.7", "400 effective draws", "needed chains", "largest KS of 16 ranks", "TARP", "99 % limit"]
+    head = ["galaxies of the model", "n", "k-hat < 0.7", "400 draws", "needed chains", "largest KS of 16 ranks", "TARP", "99 % limit"]
     lines = []
     for row in measured["gates"]:
         shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains")]
