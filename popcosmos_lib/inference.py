@@ -74,7 +74,7 @@ def published_floor():
 
 def fit(
     flux, flux_err, prior="pop-cosmos", *, engine="exact", emulator=None, population=None, guess=None, profile="published",
-    n_draws=512, seed=0, floor=None, id=None, **options,
+    n_draws=512, seed=0, floor=None, id=None, redshift=None, **options,
 ):  # fmt: skip
     """Posterior of every galaxy.
 
@@ -104,6 +104,8 @@ def fit(
         Fractional error of the model flux beside the emulator's own; ``published_floor()`` by default.
     id : array_like of shape (n,), optional
         Identifiers for the summary; row numbers by default.
+    redshift : array_like of shape (n,), optional
+        Known redshifts, NaN where unknown: all parameters are then found at that redshift, to 0.002 (1 + z) (the exact engine).
     **options
         Of the engine: ``draws`` and ``rounds`` of ``exact.posteriors``, or ``n_walkers``, ``n_steps``, ``n_library`` and ``moves`` of the
         ensemble.
@@ -140,7 +142,8 @@ def fit(
     used = ["none"] * len(flux)
     if engine == "exact":
         guess = guess or proposal.load(prior, profile)
-        work = _exact(guess, population, emulator, floor, exact.seeds(seed, ids), n_draws, options)
+        redshift = torch.full((len(flux),), torch.nan) if redshift is None else torch.as_tensor(redshift, dtype=torch.float32)
+        work = _exact(guess, population, emulator, floor, exact.seeds(seed, ids), redshift, n_draws, options)
     else:
         work = _ensemble(prior, population, emulator, floor, torch.Generator().manual_seed(seed), n_draws, options)
     with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
@@ -161,7 +164,7 @@ def _known(what, value, among):
         raise ValueError(f"{what} {value!r} is not known: {f'did you mean {near[0]!r}? ' if near else ''}It is one of {', '.join(among)}")
 
 
-def _exact(guess, population, emulator, floor, seeds, n_draws, options):
+def _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options):
     """A function that samples some galaxies with ``exact``, on CUDA if it is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tools = {"proposal": guess, "population": population, "emulator": emulator}
@@ -170,7 +173,7 @@ def _exact(guess, population, emulator, floor, seeds, n_draws, options):
     def work(rows, flux, flux_err, done):
         own = [seeds[i] for i in rows.tolist()]
         data = (x.to(device) for x in (flux, flux_err, floor))
-        found = exact.posteriors(*data, **tools, seeds=own, n_draws=n_draws, progress=done, **options)
+        found = exact.posteriors(*data, **tools, redshift=redshift[rows].to(device), seeds=own, n_draws=n_draws, progress=done, **options)
         scores = {name: torch.tensor([getattr(one, name) for one in found]) for name in ("ess", "khat", "rhat")}
         samples, weights = (torch.stack([getattr(one, name) for one in found]) for name in ("theta", "weight"))
         return samples, weights, scores, [one.engine for one in found]
