@@ -37,8 +37,9 @@ import contextlib
 
 import torch
 
-from popcosmos_lib import catalog, data, emulator, filters, inference, metrics, photoz, population, proposal, provenance, release, run, samples
+from popcosmos_lib import catalog, data, emulator, filters, inference, metrics, photoz, population, proposal, release, run, samples
 from popcosmos_lib.figures import fits
+from popcosmos_lib.provenance import sha256
 
 this = run.start("08_photoz", profile=profile, seed=seed)
 mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("population", calibrated)
@@ -173,7 +174,7 @@ def observed():
     return fitted | {"none": torch.zeros(1)}
 
 
-digests = {item.name: item.sha256 for item in inputs} | {name: provenance.sha256(file) for name, file in files.items()}
+digests = {item.name: item.sha256 for item in inputs} | {name: sha256(file) for name, file in files.items()}
 seen = this.artefact("sky", observed, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
 
 # %%
@@ -195,27 +196,30 @@ if "kids" in real:
 
 # %%
 # %% [markdown]
-# Zero points can be refined on galaxies whose redshift is known: fitted there, the median ratio of measured to predicted flux in each band is
-# its correction (Leistedt+23 in simple form). Each galaxy is scored with corrections from the half of the sample that it is not in.
-
-
-# %%
-def refined():
-    fitted = {"none": torch.zeros(1)}
-    for name in [name for name in ("cosmos", "kids") if name in real]:
-        sample, common = real[name], {"floor": real[name].floor, "emulator": real[name].slots or tools["emulator"]}
-        options = tools | common | {"guess": guesses["pop-cosmos"], "n_draws": 128, "id": None}
-        halves = this.generator(f"halves {name}")
-        flux, flux_err, factor = photoz.cross_validated(sample.flux, sample.flux_err, sample.z_spec, halves, **options)
-        fit = redshifts(flux, flux_err, "pop-cosmos", **common, id=sample.id)
-        fitted |= {f"{name} {key}": value for key, value in fit.items()} | {f"{name} factor": factor}
-    return fitted
-
-
-better = this.artefact("refined", refined, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
+# Zero points can be refined on galaxies whose redshift is known: fitted there, the median ratio of measured to predicted flux in each band
+# is its correction (Leistedt+23 in simple form). Each galaxy is scored with corrections from the half of the sample that it is not in.
 
 # %%
-for name in [name for name in ("cosmos", "kids") if name in real]:
+spectroscopic = [name for name in ("cosmos", "kids") if name in real]
+alone = tools | {"guess": guesses["pop-cosmos"], "n_draws": 128}
+
+
+def refined(name):
+    sample, common = real[name], {"floor": real[name].floor, "emulator": real[name].slots or tools["emulator"]}
+    halves = this.generator(f"halves {name}")
+    flux, flux_err, factor = photoz.cross_validated(sample.flux, sample.flux_err, sample.z_spec, halves, **(alone | common))
+    fit = redshifts(flux, flux_err, "pop-cosmos", **common, id=sample.id)
+    return {f"{name} {key}": value for key, value in fit.items()} | {f"{name} factor": factor}
+
+
+def everywhere():
+    return {key: value for name in spectroscopic for key, value in refined(name).items()} | {"none": torch.zeros(1)}
+
+
+better = this.artefact("refined", everywhere, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
+
+# %%
+for name in spectroscopic:
     middle = inference.quantiles(better[f"{name} z"], better[f"{name} weight"], percent)[1]
     part = metrics.photoz(middle, real[name].z_spec)
     factor = -2.5 * better[f"{name} factor"].log10()
