@@ -253,7 +253,6 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
     """
     optimiser = torch.optim.Adam(flow.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     history = torch.zeros(steps)
-    torch.set_flush_denormal(True)  # of bins that nothing falls into: gradients so small make a step 100 times slower
     for step in trange(steps, desc=label, disable=None, leave=False):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (_WARM * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -263,5 +262,4 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
         nn.utils.clip_grad_norm_(flow.parameters(), _CLIP)
         optimiser.step()
         history[step] = loss.detach()
-    torch.set_flush_denormal(False)
     return history
