@@ -65,8 +65,8 @@ sky = survey.load(this.whose(weights))
 # Under the population everything happens in its base noise u, where the prior is N(0, I) and the density of the diffusion model is
 # never needed; under the Prospector-like prior in the standardised latent. The flow maps unit normals to u given 26 fluxes, their errors
 # and which bands are missing. Its mocks have errors up to three times larger and smaller than the survey's, error floors from 0.5 to
-# 12 %, and half of them lack random bands. Training at full size takes a quarter of an hour for each prior on one core, so the fits below use
-# the published proposals unless told otherwise; the same training runs here at this profile's scale.
+# 12 %, and half of them lack random bands. Training at full size takes a quarter of an hour of one core for each prior, so the fits below
+# use the published proposals unless told otherwise; the same training runs here at this profile's scale.
 
 # %%
 size = {"n_simulated": n_simulated, "n_training": n_training}
