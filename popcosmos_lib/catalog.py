@@ -26,7 +26,7 @@ from astropy.table import Table, meta
 
 from popcosmos_lib import filters, store, survey
 
-__all__ = ["FLAGS", "Catalogue", "from_table", "read", "validate", "write"]
+__all__ = ["FLAGS", "Catalogue", "from_table", "interpret", "known", "read", "validate", "values", "write"]
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     1: "a band whose error is zero or negative",
@@ -196,30 +196,57 @@ def read(path, zero_points="guess"):
     FileNotFoundError, ValueError
         If the file is not there, its kind or names are not known, or a flux column is not in µJy.
     """
-    table = _open(Path(path))
+    return _say(interpret(_open(Path(path)), zero_points, Path(path).name))
+
+
+def interpret(table, zero_points="guess", name=""):
+    """A catalogue from a table that has been read already, a part of a larger one for instance; nothing is printed.
+
+    Parameters
+    ----------
+    table : Table
+        With the names that ``read`` knows.
+    zero_points : {"guess", "farmer", "classic", None}
+        As for ``read``.
+    name : str
+        Of the file it is from, for the notes and the guess.
+
+    Returns
+    -------
+    Catalogue
+
+    Raises
+    ------
+    ValueError
+        As for ``read``.
+    """
     if any(f"flux_{band}" in table.colnames for band in filters.SHORT):
-        return _say(from_table(table))
+        return from_table(table)
     if zero_points == "guess":
-        zero_points = _guess(table.colnames, Path(path).name)
+        zero_points = _guess(table.colnames, name)
     if zero_points not in ("farmer", "classic", None):
         raise ValueError(f'zero_points must be "farmer", "classic" or None; got {zero_points!r}')
     pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := _official(table.colnames, name))}
-    notes = [f"{Path(path).name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
-    return _say(_assemble(table, pairs, "ID", _REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes)))
+    notes = [f"{name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
+    return _assemble(table, pairs, "ID", _REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes))
+
+
+def known(names):
+    """Those of a table's column names that ``interpret`` looks at, in their order."""
+    mock = {name for name in names if name.lower().startswith("flux_")} | {"id", "z"}
+    return [name for name in names if name in _WANTED | mock]
 
 
 def _open(path):
     """The columns of interest; a full COSMOS2020 file has 754, and reading them all would take 7 GB."""
     if not path.exists():
         raise FileNotFoundError(f"there is no catalogue at {path}; give the path of a FITS, Parquet or CSV file")
-    wanted = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
     if path.name.endswith((".fits", ".fits.gz", ".fit")):
         with fits.open(path, memmap=True) as hdus:
             hdu = next((h for h in hdus if isinstance(h, fits.BinTableHDU)), None)
             if hdu is None:
                 raise ValueError(f"{path} holds no binary table; is it an image?")
-            mock = {c for c in hdu.columns.names if c.lower().startswith("flux_")} | {"id", "z"}
-            names = [c for c in hdu.columns.names if c in wanted | mock]
+            names = known(hdu.columns.names)
             table = Table({name: np.array(hdu.data[name]).astype(hdu.data[name].dtype.newbyteorder("=")) for name in names})
             for name in names:
                 table[name].unit = hdu.columns[name].unit
@@ -235,6 +262,9 @@ def _names(band):
     return (f"{band}_FLUX", f"{band}_FLUXERR"), (f"{band}_FLUX_APER2", f"{band}_FLUXERR_APER2")
 
 
+_WANTED = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
+
+
 def _official(columns, band):
     return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
 
@@ -247,14 +277,14 @@ def _guess(columns, name):
     return next((kind for kind in ("classic", "farmer") if kind in name.lower()), None)
 
 
-def _column(table, name):
+def values(table, name):
     """A column as float64 with NaN for masked and null values (a flux may be below -99, so there only the exact nulls count)."""
     try:
-        values = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
+        found = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
     except ValueError as error:
         raise ValueError(f"column {name} holds text where numbers belong ({error}): leave missing values empty") from None
-    null = np.isin(values, _NULLS) if "flux" in name.lower() else values <= max(_NULLS)
-    return np.where(null, np.nan, values)
+    null = np.isin(found, _NULLS) if "flux" in name.lower() else found <= max(_NULLS)
+    return np.where(null, np.nan, found)
 
 
 def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
@@ -270,7 +300,7 @@ def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
             for name in (f, e):
                 if table[name].unit is not None:
                     _require_microjansky(table[name].unit, name)
-            flux[:, i], flux_err[:, i] = _column(table, f), _column(table, e)
+            flux[:, i], flux_err[:, i] = values(table, f), values(table, e)
     absent = [band for i, band in enumerate(filters.SHORT) if not np.isfinite(flux[:, i]).any()]
     if absent:
         notes.append(f"missing bands: {' '.join(absent)}")
@@ -278,12 +308,12 @@ def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
         flux, flux_err = correct(flux, flux_err)
     flux, flux_err, flag, messages = validate(flux, flux_err)
     name = next((c for c in redshifts if c in table.colnames), None)
-    z = _column(table, name) if name else np.full(len(table), np.nan)
+    z = values(table, name) if name else np.full(len(table), np.nan)
     z = torch.from_numpy(np.where(z >= 0, z, np.nan)).float()
     clean = (flag & 16) == 0
     for cut, allowed in (("FLAG_COMBINED", (0,)), ("lp_type", (0, 2))):
         if cut in table.colnames:
-            passed = torch.from_numpy(np.isin(_column(table, cut), allowed))
+            passed = torch.from_numpy(np.isin(values(table, cut), allowed))
             notes.append(f"{cut}: {int((~passed).sum())} rows outside the cut (kept; see clean)")
             clean &= passed
     ids = np.asarray(table[identifier]) if identifier in table.colnames else np.arange(len(table))
@@ -297,7 +327,7 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
     if aperture:
         if "total_off2" not in table.colnames:
             raise ValueError("aperture fluxes need the column total_off2 to become total; keep it when you cut the catalogue")
-        offset[:, aperture] += _column(table, "total_off2")[:, None]
+        offset[:, aperture] += values(table, "total_off2")[:, None]
     for i, name in enumerate(survey.BANDS["column"]):
         if f"{name}_VALID" in table.colnames:
             flux[~np.asarray(table[f"{name}_VALID"]).astype(bool), i] = np.nan
@@ -305,7 +335,7 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
         limit = (np.asarray(table["UL_MASK"])[:, None] >> np.arange(flux.shape[1])) & 1 == 1
         flux = np.where(limit & (flux_err > 0), 0.0, flux)
         notes.append(f"{int(limit.sum())} non-detections enter as zero flux with the published limit as error")
-    reddening = _column(table, "EBV_MW") if "EBV_MW" in table.colnames else np.full(len(table), np.nan)
+    reddening = values(table, "EBV_MW") if "EBV_MW" in table.colnames else np.full(len(table), np.nan)
     if np.isfinite(reddening).any():
         if not np.isfinite(reddening).all():
             notes.append(f"EBV_MW is missing in {int((~np.isfinite(reddening)).sum())} rows: the median of the others is used there")
