@@ -40,7 +40,7 @@ _KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "
 _KIDS_NAMES = (("MAG_GAAP_{}", "MAGERR_GAAP_{}"), ("FLUX_GAAP_{}", "FLUXERR_GAAP_{}"), ("{}_FLUX", "{}_FLUXERR"))
 _KIDS_NOTE = (
     "KiDS names: u, g, r, i and Z are fitted as the u, g, r, i, z of COSMOS2020, the nearest bands of the model, without colour terms; "
-    "GAaP colours are total but brightness is not, so masses and SFRs come out low"
+    "GAaP fluxes have the right colours but miss light, so masses and star-formation rates come out low"
 )
 
 
@@ -117,7 +117,7 @@ class Mapping:
         ebv = np.zeros(len(table)) if self.ebv is None else self.ebv
         if isinstance(self.ebv, str):
             ebv = catalog.values(table, self.ebv)
-            ebv = np.where(np.isfinite(ebv), ebv, median_ebv)
+            ebv = np.where(np.isfinite(ebv), ebv, np.nan_to_num(median_ebv))
         if self.official:
             ready = table.copy(copy_data=False)
             for band, pair in self.bands.items():
@@ -169,7 +169,7 @@ def factor(unit, column):
         return UNITS[unit]
     remedy = f"say which it is in the YAML, unit: {', '.join(UNITS)}"
     if unit.lower() == "mag":
-        raise ValueError(f"column {column} is in mag: if these are AB magnitudes, write unit: {AB} in the YAML; Vega magnitudes need converting")
+        raise ValueError(f"column {column} is in mag: if that is AB, write unit: {AB} in the YAML; convert Vega magnitudes first")
     try:
         return float(units.Unit(unit).to(units.uJy))
     except (ValueError, units.UnitConversionError):
@@ -279,8 +279,6 @@ def _told(source, path):
         _known_band(band, wrong)
     if not all(isinstance(value, int | float) for value in points.values()):
         raise wrong(f"zero_points are numbers of magnitudes, one a band; got {points!r}")
-    if told.get("unit") is not None and factor(str(told["unit"]), "of the YAML") is None and points:
-        pass  # magnitudes take offsets as fluxes do
     return Mapping(
         path.name,
         bands,

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import yaml
 from astropy.io import fits
 from astropy.table import Table, meta
 
@@ -132,7 +131,7 @@ def load(path):
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no catalogue at {path}: give a FITS, Parquet, CSV or ECSV file, or the folder of a HATS catalogue")
+        raise FileNotFoundError(f"there is no catalogue at {path}: give a FITS, Parquet, CSV or ECSV file, or a HATS folder")
     files, units = {}, {}
     for file in _partitions(path) if path.is_dir() else [path]:
         with _named(file):
