@@ -26,7 +26,7 @@ from astropy.table import Table, meta
 
 from popcosmos_lib import filters, store, survey
 
-__all__ = ["FLAGS", "Catalogue", "from_table", "interpret", "known", "read", "validate", "values", "write"]
+__all__ = ["FLAGS", "PLAUSIBLE", "Catalogue", "from_table", "interpret", "known", "read", "validate", "values", "write"]
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     1: "a band whose error is zero or negative",
@@ -35,6 +35,7 @@ FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     8: "an infinite value",
     16: "no usable band at all",
 }
+PLAUSIBLE = (8.0, 32.0)  # AB magnitudes between which the typical measurement lies
 _PACKED = {"compression": "zstd", "use_dictionary": False}  # of floats no two of which are equal a dictionary is half as much again
 _NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
 _REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
@@ -136,9 +137,9 @@ def validate(flux, flux_err):
 
 
 def _plausible(flux):
-    """A median outside 8 < m < 32 is another unit: maggies, Jy, mJy or cgs would all land far beyond it."""
+    """A median outside PLAUSIBLE is another unit: maggies, Jy, mJy or cgs would all land far beyond it."""
     typical = flux[flux > 0].median() if (flux > 0).any() else None
-    if typical is not None and not 8 < 23.9 - 2.5 * torch.log10(typical) < 32:
+    if typical is not None and not PLAUSIBLE[0] < 23.9 - 2.5 * torch.log10(typical) < PLAUSIBLE[1]:
         raise ValueError(
             f"the typical flux is {typical:.2g}, which in µJy would be magnitude {23.9 - 2.5 * torch.log10(typical):.1f}: "
             "convert to µJy first (maggies x 3.631e9, Jy x 1e6, mJy x 1e3, erg/s/cm2/Hz x 1e29)"

@@ -1,7 +1,7 @@
 """Tasks on the cores of this machine or on a cluster, through Dask; nothing here is needed to work in one process.
 
-``distributed`` is an optional dependency (``pip install popcosmos[cluster]``). On a machine with SLURM, start workers with dask-jobqueue and
-give the address of their scheduler; catalogue and output must lie on a file system that all of them see:
+``distributed`` is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give
+the address of their scheduler; catalogue and output must lie on a file system that all of them see:
 
     from dask_jobqueue import SLURMCluster
     cluster = SLURMCluster(cores=16, processes=16, memory="64GB", walltime="08:00:00", queue="...")
@@ -15,7 +15,6 @@ __all__ = ["run"]
 
 _AHEAD = 4  # tasks in the hands of the scheduler per core: enough to keep it busy, few enough for a million tasks
 _PATIENCE = "20s"
-_RETRIES = 2  # of a task whose worker died
 
 
 def run(function, tasks, workers=1, scheduler=None):
@@ -65,12 +64,11 @@ def _results(distributed, client, function, tasks):
     tasks = iter(tasks)
     cores = max(1, sum(client.ncores().values()))
     first = [task for _, task in zip(range(_AHEAD * cores), tasks, strict=False)]
-    options = {"pure": False, "retries": _RETRIES}
-    waiting = distributed.as_completed(client.map(function, first, **options))
+    waiting = distributed.as_completed(client.map(function, first, pure=False))
     for done in waiting:
         result = done.result()
         done.release()
         for task in tasks:
-            waiting.add(client.submit(function, task, **options))
+            waiting.add(client.submit(function, task, pure=False))
             break
         yield result

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 from astropy import units
-from astropy.table import Table
+from astropy.table import Table, vstack
 
-from popcosmos_lib import catalog, filters, survey
+from popcosmos_lib import catalog, filters, sources, survey
 
-__all__ = ["UNITS", "Mapping", "check_ids", "factor", "reddening", "resolve"]
+__all__ = ["UNITS", "Mapping", "check_ids", "factor", "reddening", "resolve", "sample"]
 
 AB = "AB mag"
 UNITS = {"uJy": 1.0, "mJy": 1e3, "Jy": 1e6, "maggies": 3.631e9, "nanomaggies": 3.631, "cgs": 1e29, AB: None}  # µJy in one
@@ -99,7 +99,7 @@ class Mapping:
         first : int
             Number of the first of them.
         median_ebv : float
-            E(B-V) of rows that have none [mag].
+            E(B-V) of rows that have none [mag]; the median of the others where that is NaN.
         file : str
             Name of the file they are from.
 
@@ -117,7 +117,8 @@ class Mapping:
         ebv = np.zeros(len(table)) if self.ebv is None else self.ebv
         if isinstance(self.ebv, str):
             ebv = catalog.values(table, self.ebv)
-            ebv = np.where(np.isfinite(ebv), ebv, np.nan_to_num(median_ebv))
+            others = np.nanmedian(ebv) if np.isnan(median_ebv) and np.isfinite(ebv).any() else median_ebv
+            ebv = np.where(np.isfinite(ebv), ebv, np.nan_to_num(others))
         if self.official:
             ready = table.copy(copy_data=False)
             for band, pair in self.bands.items():
@@ -294,13 +295,30 @@ def _known_band(band, wrong):
         raise wrong(f"unknown band {band!r}{_near(band, filters.SHORT)}: the bands are {' '.join(filters.SHORT)}")
 
 
-def reddening(source, file, mapping):
-    """Median E(B-V) of the rows of a file that have one [mag], for those that do not; NaN where there is no column or no value."""
+def reddening(source, mapping):
+    """Median E(B-V) of each file's rows that have one [mag], for those that have none: dict of Path to float, NaN where nothing is known."""
     if not isinstance(mapping.ebv, str):
-        return np.nan
-    (whole,) = [chunk for chunk in source.chunks(len(source)) if chunk.file == file]
-    ebv = catalog.values(source.read(whole, [mapping.ebv]), mapping.ebv)
-    return float(np.nanmedian(ebv)) if np.isfinite(ebv).any() else np.nan
+        return dict.fromkeys(source.files, np.nan)
+    found = {}
+    for chunk in source.chunks(len(source)):
+        ebv = catalog.values(sources.read(chunk, [mapping.ebv]), mapping.ebv)
+        found[chunk.file] = float(np.nanmedian(ebv)) if np.isfinite(ebv).any() else np.nan
+    return found
+
+
+def sample(source, mapping, n=20_000):
+    """Photometry of about ``n`` rows, evenly spread in a hundred pieces over the catalogue, as a ``catalog.Catalogue``; all rows if fewer.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be read, or cannot be in the unit that was told.
+    """
+    size = max(1, n // 100)
+    chunks = source.chunks(size)
+    needed, kept = mapping.needed(source.units), chunks[:: max(1, len(chunks) * size // n)]
+    table = vstack([sources.read(chunk, needed) for chunk in kept], metadata_conflicts="silent")
+    return mapping.catalogue(table, file=source.path.name)
 
 
 def check_ids(source, mapping):
@@ -315,7 +333,7 @@ def check_ids(source, mapping):
         return
     remedy = f"give every galaxy its own, or use --columns with a YAML without id, which numbers the rows ({mapping.id} is then not used)"
     for chunk in source.chunks(len(source)):
-        ids = np.asarray(source.read(chunk, [mapping.id])[mapping.id])
+        ids = np.asarray(sources.read(chunk, [mapping.id])[mapping.id])
         if ids.dtype.kind == "f":
             if not np.isfinite(ids).all():
                 raise ValueError(f"{int((~np.isfinite(ids)).sum())} rows of {chunk.file.name} have no {mapping.id}: {remedy}")

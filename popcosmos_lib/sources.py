@@ -19,7 +19,7 @@ from astropy.table import Table, meta
 
 from popcosmos_lib import provenance
 
-__all__ = ["Chunk", "Source", "load"]
+__all__ = ["Chunk", "Source", "load", "read"]
 
 _FOOTER = 65_536  # last bytes of a Parquet file: sizes, offsets and statistics of all its columns
 _PIXEL = re.compile(r"Norder=(\d+)/(?:Dir=\d+/)?Npix=(\d+)")
@@ -76,27 +76,6 @@ class Source:
             first += rows
         return found
 
-    def read(self, chunk, names):
-        """Columns of a chunk.
-
-        Parameters
-        ----------
-        chunk : Chunk
-        names : sequence of str
-
-        Returns
-        -------
-        Table
-            Without units; masked entries of Parquet and CSV are NaN in columns of numbers.
-
-        Raises
-        ------
-        ValueError
-            If the file ends early or is damaged.
-        """
-        with _named(chunk.file):
-            return _KINDS[_kind(chunk.file)][1](chunk.file, list(names), chunk.start, chunk.stop)
-
     def digest(self):
         """Fingerprint of the content: SHA-256 of the file; of a HATS folder, of the names, sizes and footers of its partitions."""
         if self.path.is_file():
@@ -139,6 +118,28 @@ def load(path):
     if not sum(files.values()):
         raise ValueError(f"{path.name} has no rows")
     return Source(path, files, units)
+
+
+def read(chunk, names):
+    """Columns of a chunk.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    names : sequence of str
+
+    Returns
+    -------
+    Table
+        Without units; masked entries of Parquet and CSV are NaN in columns of numbers.
+
+    Raises
+    ------
+    ValueError
+        If the file ends early or is damaged.
+    """
+    with _named(chunk.file):
+        return _KINDS[_kind(chunk.file)][1](chunk.file, list(names), chunk.start, chunk.stop)
 
 
 def _partitions(folder):
