@@ -362,7 +362,7 @@ def write(path, tables):
     path : path
         Ends in ``.parquet``; a file of that name is replaced.
     tables : iterable of Table
-        All with the columns, units and metadata of the first; metadata are JSON values.
+        All with the columns, types, units and metadata of the first; metadata are JSON values.
 
     Raises
     ------
@@ -382,6 +382,7 @@ def write(path, tables):
         pyarrow.field(name, pyarrow.from_numpy_dtype(first[name].dtype), nullable=False, metadata={"unit": units[name]}) for name in names
     ]
     about = {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(first[:0])), "popcosmos": json.dumps(first.meta | {"units": units})}
+    about |= {f"table::len::{name}": str(first[name].dtype.itemsize // 4) for name in names if first[name].dtype.kind == "U"}  # for astropy
     schema = pyarrow.schema(fields, about)
     with store.replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, **_PACKED) as file:
         for table in itertools.chain([first], tables):

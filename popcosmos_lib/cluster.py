@@ -1,7 +1,7 @@
 """Tasks on the cores of this machine or on a cluster, through Dask; nothing here is needed to work in one process.
 
-``distributed`` is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give
-the address of their scheduler; catalogue and output must lie on a file system that all of them see:
+Dask is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give the
+address of their scheduler; catalogue and output must lie on a file system that all of them see:
 
     from dask_jobqueue import SLURMCluster
     cluster = SLURMCluster(cores=16, processes=16, memory="64GB", walltime="08:00:00", queue="...")

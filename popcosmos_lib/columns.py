@@ -23,7 +23,7 @@ from astropy.table import Table, vstack
 
 from popcosmos_lib import catalog, filters, sources, survey
 
-__all__ = ["UNITS", "Mapping", "check_ids", "factor", "reddening", "resolve", "sample"]
+__all__ = ["UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
 
 AB = "AB mag"
 UNITS = {"uJy": 1.0, "mJy": 1e3, "Jy": 1e6, "maggies": 3.631e9, "nanomaggies": 3.631, "cgs": 1e29, AB: None}  # µJy in one
@@ -296,7 +296,7 @@ def _known_band(band, wrong):
 
 
 def reddening(source, mapping):
-    """Median E(B-V) of each file's rows that have one [mag], for those that have none: dict of Path to float, NaN where nothing is known."""
+    """Median E(B-V) of each file [mag], for its rows that have none: dict of Path to float, NaN where nothing is known."""
     if not isinstance(mapping.ebv, str):
         return dict.fromkeys(source.files, np.nan)
     found = {}
@@ -321,8 +321,13 @@ def sample(source, mapping, n=20_000):
     return mapping.catalogue(table, file=source.path.name)
 
 
-def check_ids(source, mapping):
+def identifiers(source, mapping):
     """Refuse identifiers that do not tell galaxies apart, file by file (in a HATS catalogue each object lies in one partition).
+
+    Returns
+    -------
+    str
+        Type of the column, as numpy writes it.
 
     Raises
     ------
@@ -330,16 +335,18 @@ def check_ids(source, mapping):
         If an identifier is missing or occurs twice.
     """
     if mapping.id is None:
-        return
-    remedy = f"give every galaxy its own, or use --columns with a YAML without id, which numbers the rows ({mapping.id} is then not used)"
+        return "<i8"
+    found, remedy = [], "give each galaxy one of its own, or leave id out of the YAML of --columns, which numbers the rows"
     for chunk in source.chunks(len(source)):
         ids = np.asarray(sources.read(chunk, [mapping.id])[mapping.id])
-        if ids.dtype.kind == "f":
-            if not np.isfinite(ids).all():
-                raise ValueError(f"{int((~np.isfinite(ids)).sum())} rows of {chunk.file.name} have no {mapping.id}: {remedy}")
+        missing = ~np.isfinite(ids) if ids.dtype.kind == "f" else ids == ""
+        if np.any(missing):
+            raise ValueError(f"{int(np.sum(missing))} rows of {chunk.file.name} have no {mapping.id}: {remedy}")
         values, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
             raise ValueError(
                 f"{int((counts > 1).sum())} values of {mapping.id} in {chunk.file.name} occur more than once (the first: "
                 f"{values[counts > 1][0]}): {remedy}"
             )
+        found.append(ids.dtype)
+    return np.result_type(*found).str

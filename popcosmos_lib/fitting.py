@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from astropy.table import Table, vstack
+from astropy.table import vstack
 from tqdm import tqdm
 
 from popcosmos_lib import __version__, catalog, cluster, columns, filters, inference, parameters, schema, sources, store
@@ -69,6 +69,7 @@ class _Plan:
 
     mapping: columns.Mapping
     names: list
+    id: str
     settings: Settings
     parts: Path
     fit: object
@@ -118,19 +119,17 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
         raise ValueError(f"chunk and workers are at least 1, draws at least 0; got {chunk}, {workers} and {settings.draws}")
     source = sources.load(Path(path).resolve())
     meant = columns.resolve(source, mapping)
-    plan = _Plan(meant, meant.needed(source.units), settings, out.with_suffix(".parts"), fit)
+    plan = _Plan(meant, meant.needed(source.units), columns.identifiers(source, meant), settings, out.with_suffix(".parts"), fit)
     key = _key(source, meant, settings)
     if out.exists():
         _same(key, _written(out), out.name, "give another --out, or remove it")
         print(f"{out.name} holds all {len(source)} galaxies already")
     else:
-        columns.check_ids(source, meant)
         columns.sample(source, meant)  # what is wrong with all of it is said before the first fit
         chunks = _compute(plan, source, key, chunk, workers, scheduler)
-        meta = {"key": key}
         if settings.draws:
-            catalog.write(out.with_name(f"{out.stem}_draws.parquet"), _joined([plan.part(one, "draws") for one in chunks], meta))
-        catalog.write(out, _joined([plan.part(one) for one in chunks], meta))  # last, so that where it is nothing is missing
+            catalog.write(out.with_name(f"{out.stem}_draws.parquet"), _joined(plan, chunks, "draws", key))
+        catalog.write(out, _joined(plan, chunks, "posteriors", key))  # last, so that where it is nothing is missing
     shutil.rmtree(plan.parts, ignore_errors=True)
     flags = pyarrow.parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
     return int((flags & schema.FAILED != 0).sum())
@@ -213,7 +212,7 @@ def _attempt(plan, table, *where):
             id = table[plan.mapping.id][0] if plan.mapping.id else first
             values = {"id": [id], "flags": [schema.FAILED]}
             said = f"galaxy {id} failed: {type(error).__name__}: {' '.join(str(error).split())}"
-            return schema.table(schema.posteriors(), values, 1), schema.table(schema.draws(), {"id": np.array([id])[:0]}, 0), [said]
+            return schema.table(schema.posteriors(), values, 1, plan.id), schema.table(schema.draws(), {"id": []}, 0, plan.id), [said]
     half = len(table) // 2
     parts = [_attempt(plan, table[:half], *where), _attempt(plan, table[half:], first + half, ebv, file)]
     found, drawn, messages = zip(*parts, strict=True)
@@ -239,8 +238,8 @@ def _fit(plan, table, first, ebv, file):
                 values[column.name][rows] = given
         values["flags"][rows] |= np.asarray(result.summary["flags"])
         drawn = _drawn(result, shown.id)
-    found = schema.table(schema.posteriors(), values, len(table))
-    return found, schema.table(schema.draws(), drawn, len(drawn["id"]))
+    found = schema.table(schema.posteriors(), values, len(table), plan.id)
+    return found, schema.table(schema.draws(), drawn, len(drawn["id"]), plan.id)
 
 
 def _wild(flux):
@@ -259,14 +258,12 @@ def _drawn(result, ids):
     return {"id": np.repeat(ids[there.numpy()], samples.shape[1]), "weight": weights.flatten().numpy()} | columns
 
 
-def _joined(parts, meta):
+def _joined(plan, chunks, kind, key):
     """Tables of many parts each, in order, holding one at a time."""
-    waiting, rows = [], 0
-    for part in parts:
-        waiting.append(Table.read(part, format="parquet"))
-        rows += len(waiting[-1])
-        if rows >= _ROWS or part == parts[-1]:
-            whole = vstack(waiting, metadata_conflicts="silent")
-            whole.meta |= meta
-            yield whole
-            waiting, rows = [], 0
+    waiting, columns = [], getattr(schema, kind)()
+    for chunk in chunks:
+        waiting.append(pyarrow.parquet.read_table(plan.part(chunk, kind)))
+        if sum(map(len, waiting)) >= _ROWS or chunk is chunks[-1]:
+            whole, waiting = pyarrow.concat_tables(waiting), []
+            values = {name: whole[name].to_numpy() for name in whole.column_names}
+            yield schema.table(columns, values, len(whole), plan.id, {"key": key})

@@ -3,9 +3,12 @@
 Used by ``fitting``.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
+from astropy import units
+from astropy.table import Column as TableColumn
 from astropy.table import Table
 
 from popcosmos_lib import filters, inference, parameters
@@ -79,8 +82,8 @@ def draws():
     return first + [Column(*rest) for rest in _parameters()]
 
 
-def table(columns, values, length, meta=None):
-    """A table of these columns, the same types whatever the values.
+def table(columns, values, length, identifier, meta=None):
+    """A table of these columns, of the same types whatever the values.
 
     Parameters
     ----------
@@ -88,6 +91,8 @@ def table(columns, values, length, meta=None):
     values : dict of str to array_like of shape (length,)
         Those that are not there are NaN, 0 or empty.
     length : int
+    identifier : dtype
+        Of the column ``id``.
     meta : dict, optional
         Beside the meanings, which go under ``columns``.
 
@@ -95,10 +100,16 @@ def table(columns, values, length, meta=None):
     -------
     Table
     """
-    empty = {"number": np.full(length, np.nan, np.float32), "integer": np.zeros(length, np.int64), "text": np.full(length, "", "U1")}
-    found = Table(meta=(meta or {}) | {"columns": {column.name: column.meaning for column in columns}})
+    types = {"number": (np.float32, np.nan), "integer": (np.int64, 0), "text": ("U16", ""), "id": (identifier, None)}
+    found = []
     for column in columns:
-        given = values.get(column.name, empty.get(column.kind))
-        found[column.name] = np.asarray(given, {"number": np.float32, "integer": np.int64, "text": str}.get(column.kind))
-        found[column.name].unit = column.unit or None
-    return found
+        dtype, missing = types[column.kind]
+        given = values[column.name] if column.name in values else np.full(length, missing, dtype)
+        found.append(TableColumn(np.asarray(given).astype(dtype), column.name, unit=_unit(column.unit)))
+    return Table(found, meta=(meta or {}) | {"columns": {column.name: column.meaning for column in columns}}, copy=False)
+
+
+@functools.lru_cache
+def _unit(text):
+    """Parsing a unit takes longer than copying a column of a thousand galaxies."""
+    return units.Unit(text) if text else None
