@@ -112,4 +112,4 @@ def table(columns, values, length, identifier, meta=None):
 @functools.lru_cache
 def _unit(text):
     """Parsing a unit takes longer than copying a column of a thousand galaxies."""
-    return units.Unit(text) if text else None
+    return units.Unit(text, parse_strict="silent") if text else None
