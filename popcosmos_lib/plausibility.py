@@ -131,7 +131,7 @@ def report(source, mapping, profile="published"):
 def _lines(table):
     """The comparison as text."""
     reference = table.meta["reference"]
-    yield f"median magnitudes of detections above {_DETECTED:g} sigma, clean rows with {reference} < 25; model: the population in COSMOS2020"
+    yield f"median magnitudes of detections above {_DETECTED:g} sigma, clean rows with {reference} < 25; the model is in COSMOS2020"
     yield f"  {'band':6} {'detected':>9} {'catalogue':>9} {'model':>9} {'offset':>9} {f'at equal {reference}':>12}"
     for row in table[table["detected"] > 0]:
         numbers = f"{row['catalogue']:9.2f} {row['model']:9.2f} {row['offset']:+9.2f} {row['colour']:+12.2f}"

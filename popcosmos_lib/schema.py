@@ -19,10 +19,10 @@ FAILED = 2048
 FLAGS = inference.FLAGS | {FAILED: "the fit failed"}
 DERIVED = {
     "log10SFR": ("dex(Msun / yr)", "star-formation rate over 100 Myr"),
-    "log10sSFR": ("dex(1 / yr)", "star-formation rate over 100 Myr per surviving mass"),
+    "log10sSFR": ("dex(1 / yr)", "star-formation rate over 100 Myr per formed mass"),
     "age": ("Gyr", "mass-weighted age"),
     "log10M_remain": ("dex(Msun)", "surviving stellar mass"),
-    "A_V": ("mag", "attenuation of old stars in V"),
+    "A_V": ("mag", "attenuation by the diffuse dust in V"),
 }
 _MEANING = {
     "log10M_formed": "stellar mass formed", "log10Z": "stellar metallicity", "dust2": "optical depth of the diffuse dust in V",
@@ -67,9 +67,11 @@ def posteriors():
         *found,
         Column("ess", "", "effective number of independent draws"),
         Column("khat", "", "Pareto shape of the importance weights: below 0.7 they can be trusted"),
+        Column("rhat", "", "worst R-hat of redshift, mass and SFR where there were chains: 1 when they agree"),
         Column("engine", "", "what drew the posterior; empty where there is none", "text"),
         Column("chi2", "", "sum of squared residuals of the most likely draw over error and floor"),
         Column("p_fit", "", "chance of photometry as unlikely as this under the posterior: small means that the model does not fit"),
+        Column("p_band", "", "the same of the band that fits worst"),
         Column("bands", "", f"bands used, of {len(filters.SHORT)}", "integer"),
         Column("flags", "", f"sum of bits, 0 = nothing to say; {flags}", "integer"),
         Column("z_spec", "", "spectroscopic redshift of the catalogue, not used by the fit"),
