@@ -100,8 +100,8 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
 
     Returns
     -------
-    int
-        Number of galaxies whose fit failed; each keeps its row, with NaN and flag 2048.
+    rows, failed : int
+        Galaxies, and how many of them could not be fitted; those keep their rows, with NaN and flag 2048.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
         catalog.write(out, _joined(plan, chunks, "posteriors", key))  # last, so that where it is nothing is missing
     shutil.rmtree(plan.parts, ignore_errors=True)
     flags = pyarrow.parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
-    return int((flags & schema.FAILED != 0).sum())
+    return len(flags), int((flags & schema.FAILED != 0).sum())
 
 
 def _key(source, mapping, settings):

@@ -7,11 +7,11 @@ from matplotlib.colors import LogNorm
 
 from popcosmos_lib import figures, schema, store
 
-__all__ = ["page", "read", "write"]
+__all__ = ["check", "page", "read", "write"]
 
 _COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", "p_fit", "flags"]
 _ROWS = 2_000_000  # galaxies that a page is drawn from, of larger catalogues evenly spaced row groups
-_ESS, _KHAT = 400, 0.7  # least and largest that are not flagged
+_ESS, _KHAT, _P_FIT = 400, 0.7, 0.02  # beyond which a galaxy is flagged
 _BLUE, _RED = figures.COLOURS[:2]
 
 
@@ -50,11 +50,7 @@ def page(table, title):
     _quality(third, np.log10(table["ess"].clip(1)), np.log10(_ESS), f"above {_ESS}", r"$\log_{10}$ effective draws")
     _quality(fourth, table["khat"].clip(-1, 2), _KHAT, f"below {_KHAT}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
-    p = table["p_fit"][np.isfinite(table["p_fit"])]
-    sixth.hist(p, np.linspace(0, 1, 21), color=_BLUE)
-    sixth.axhline(len(p) / 20, color=_RED, ls="--")
-    _note(sixth, "dashed: if the model were right")
-    sixth.set(xlabel="chance of a worse fit, p_fit", ylabel="galaxies", xlim=(0, 1))
+    _quality(sixth, table["p_fit"], _P_FIT, f"below {_P_FIT}", "chance of a worse fit, p_fit")
     return fig
 
 
@@ -112,6 +108,18 @@ def _flags(axis, flags):
 def _short(bit, text):
     text = text.split(":")[0].split(" (")[0]
     return f"{text if len(text) < 42 else text[:40].rsplit(' ', 1)[0] + ' ...'}  {bit}"
+
+
+def check(target):
+    """Refuse a path that no page can be written to, before the work is done.
+
+    Raises
+    ------
+    ValueError
+        If it does not end in ``.pdf`` or its folder is not there.
+    """
+    if target.suffix != ".pdf" or not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: give a path that ends in .pdf, in a folder that exists")
 
 
 def write(path, target):
