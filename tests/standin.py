@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import inference, parameters, schema
+from popcosmos_lib import filters, fitting, inference, parameters, schema
 
-__all__ = ["POISON", "fit"]
+__all__ = ["POISON", "fit", "mock", "work"]
 
 POISON = 7.25  # µJy in band r: a galaxy with it raises
 
@@ -41,3 +41,18 @@ def fit(flux, flux_err, prior="pop-cosmos", *, engine="exact", profile="publishe
         with open(os.environ["STANDIN_LOG"], "a") as file:
             file.write("".join(f"{galaxy}\n" for galaxy in id))
     return SimpleNamespace(samples=samples, weights=weights, summary=table)
+
+
+def mock(n, seed=1):
+    """A table with the names of the built-in mock, ids from 1001, r below ``POISON``."""
+    rng = np.random.default_rng(seed)
+    table = Table({"id": 1001 + np.arange(n), "z_spec": rng.uniform(0, 3, n)})
+    for band in filters.SHORT:
+        table[f"flux_{band}"] = rng.uniform(0.5, 5.0, n).astype("f4")
+        table[f"flux_err_{band}"] = np.full(n, 0.05, "f4")
+    return table
+
+
+def work(path, out, chunk):
+    """A whole run with this stand-in, for a process that may be killed."""
+    fitting.run(path, out, settings=fitting.Settings(draws=3), chunk=chunk, fit=fit)
