@@ -55,11 +55,11 @@ def test_units_of_the_yaml_or_of_the_file(mine, told, stated, scale):
     source, path = mine(BANDS + told, stated)
     for column in ("fu", "eu", "fr", "er"):  # so that they are microjanskys afterwards
         assert columns.resolve(source, path).scale[column] == pytest.approx(scale)
-    values = {"fu": np.array([1, 2, -99 * scale]) / scale, "eu": np.array([0.1, 0.2, 0.3]) / scale}
+    values = {"fu": np.array([1, 2, np.nan]) / scale, "eu": np.array([0.1, 0.2, 0.3]) / scale}
     values |= {"fr": np.array([2, 4, 8]) / scale, "er": np.full(3, 0.1) / scale}
+    values["fu"][2] = -99.0  # no flux, whatever the unit
     got = catalogue(*mine(BANDS + told, stated, **values))
-    np.testing.assert_allclose(got.flux[:, U], [1, 2, np.nan], rtol=1e-5, err_msg="-99 is no flux, whatever the unit") if scale == 1 else None
-    np.testing.assert_allclose(got.flux[:2, U], [1, 2], rtol=1e-5)
+    np.testing.assert_allclose(got.flux[:, U], [1, 2, np.nan], rtol=1e-5)
     np.testing.assert_allclose(got.flux_err[:, R], 0.1, rtol=1e-5)
     assert got.flux[:, 1].isnan().all(), "a band that is not told is missing"
 
@@ -98,9 +98,9 @@ def test_reddening_of_rows_without_does_not_depend_on_the_chunk(mine):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ("bands: {u: [fu, eux]}", "band u is 'eux', but mine.ecsv has no such column .did you mean eu.$"),
+        ("bands: {u: [fu, eux]}", "band u is 'eux', but mine.ecsv has no such column .did you mean eu..$"),
         ("bands: {u: [fu, weight]}", "no such column: its columns are num, fu, eu, fr, er$"),
-        ("bands: {U: [fu, eu]}", "unknown band 'U' .did you mean u.: the bands are u g r"),
+        ("bands: {U: [fu, eu]}", "unknown band 'U' .did you mean u..: the bands are u g r"),
         ("bands: {u: fu}", r"band u needs \[flux column, error column\]; got 'fu'"),
         ("bands: {}", "it needs at least bands"),
         ("u: [fu, eu]", "it needs at least bands"),
@@ -114,7 +114,7 @@ def test_reddening_of_rows_without_does_not_depend_on_the_chunk(mine):
         (BANDS + "unit: uJy\nebv: red", "ebv is 'red'"),
         (BANDS + "unit: uJy\nzero_points: {q: 0.1}", "unknown band 'q'"),
         (BANDS + "unit: uJy\nzero_points: {u: much}", "zero_points are numbers"),
-        (BANDS + "unit: Jy", "the typical flux is"),
+        (BANDS + "unit: maggies", "the typical flux is"),
     ],
 )
 def test_mistakes_in_the_yaml_are_said_in_one_sentence(mine, told, message):
@@ -202,7 +202,7 @@ def test_identifiers_must_tell_galaxies_apart(mine):
         return columns.identifiers(source, columns.resolve(source, path))
 
     assert check() == "<i8" and check(num=["a", "bbb", "cc"]) == "<U3"
-    with pytest.raises(ValueError, match="1 values of num in mine.ecsv occur more than once .the first: 4.: give each galaxy one of its own"):
+    with pytest.raises(ValueError, match="1 values of num in mine.ecsv occur more than once .the first: 4.: give each galaxy one of"):
         check(num=[4, 5, 4])
     with pytest.raises(ValueError, match="1 rows of mine.ecsv have no num"):
         check(num=np.ma.masked_equal([4, 5, -1], -1))
