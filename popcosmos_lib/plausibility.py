@@ -15,6 +15,7 @@ __all__ = ["SUSPECT", "compare", "report"]
 SUSPECT = 0.5  # mag by which a band may stand apart from the others
 _DETECTED = 3.0  # flux over error
 _SCATTER = 1.5  # mag: error of the offset of a single galaxy
+_BRIGHTEST = 10  # galaxies of the model beyond which there is none to compare with
 _SLIP = 2.5  # mag between the typical galaxies of catalogue and model beyond which the unit is questioned
 _GALAXIES = 20_000  # of the model, and rows of the catalogue that are looked at
 
@@ -25,7 +26,7 @@ def compare(catalogue, profile="published", seed=0):
 
     The model appears twice: as COSMOS2020 would observe it with r < 25; and, for the offset that counts, as this catalogue would: every
     galaxy is replaced by one of the model that is as bright in the reference band, with its own errors and missing bands, which leaves
-    colours to compare. The reference is r, or the nearest band that the catalogue has.
+    colours to compare; galaxies brighter than all of the model are left out. The reference is r, or the nearest band that the catalogue has.
 
     Parameters
     ----------
@@ -56,16 +57,17 @@ def compare(catalogue, profile="published", seed=0):
     reference = _reference((flux > _DETECTED * error).any(0), forward.reference)
     passed = survey.select(flux, population.SELECTION.replace("r", filters.SHORT[reference]))
     flux, error = flux[passed], error[passed]
-    likely = (flux > _DETECTED * error)[:, reference].nonzero()[:, 0]
     order = made.flux_true[:, reference].argsort()
-    near = torch.searchsorted(made.flux_true[order, reference], flux[likely, reference]).clamp_max(_GALAXIES - 1)
+    known = (flux > _DETECTED * error)[:, reference] & (flux[:, reference] < made.flux_true[order[-_BRIGHTEST], reference])
+    likely = known.nonzero()[:, 0]
+    near = torch.searchsorted(made.flux_true[order, reference], flux[likely, reference])
     twin = made.flux_true[order[near]]
     twin = twin * (flux[likely, reference] / twin[:, reference])[:, None]
     twin = sky.observe(twin, error[likely], draws=sky.noise(twin.shape, generator))
     seen, count = _median(flux, error)
     usual = _median(made.flux[made.selected], made.flux_err[made.selected])[0]
     colour = _median(flux[likely], error[likely])[0] - _median(twin, error[likely])[0]
-    colour[reference] = 0.0
+    colour[reference] = 0.0 if len(likely) else np.nan
     apart = np.abs(colour - (np.nanmedian(colour) if np.isfinite(colour).any() else 0.0))
     found = Table({"band": filters.SHORT, "detected": count, "catalogue": seen, "model": usual, "offset": seen - usual, "colour": colour})
     found["suspect"] = np.nan_to_num(apart) > np.maximum(SUSPECT, 3 * _SCATTER / np.sqrt(np.maximum(count, 1)))
@@ -134,7 +136,7 @@ def _lines(table):
     yield f"median magnitudes of detections above {_DETECTED:g} sigma, clean rows with {reference} < 25; the model is in COSMOS2020"
     yield f"  {'band':6} {'detected':>9} {'catalogue':>9} {'model':>9} {'offset':>9} {f'at equal {reference}':>12}"
     for row in table[table["detected"] > 0]:
-        numbers = f"{row['catalogue']:9.2f} {row['model']:9.2f} {row['offset']:+9.2f} {row['colour']:+12.2f}"
+        numbers = f"{row['catalogue']:9.2f} {row['model']:9.2f} {row['offset']:+9.2f} {row['colour']:+12.2f}".replace("+nan", "   -")
         mark = "  <-- apart from the other bands: unit or zero point?" if row["suspect"] else ""
         yield f"  {row['band']:6} {row['detected']:9,} {numbers}{mark}"
     slip = float(np.nanmedian(table["offset"])) if np.isfinite(table["offset"]).any() else 0.0

@@ -74,7 +74,8 @@ def test_the_report_says_what_was_understood(sky, tmp_path):
     table = scaled(sky, ["J"], 3.0)
     table.rename_columns(["flux_J", "flux_err_J", "flux_g", "flux_err_g", "flux_r", "flux_err_r"], ["fj", "ej", "fg", "eg", "fr", "er"])
     table.write(tmp_path / "t.fits")
-    (tmp_path / "map.yaml").write_text("id: id\nbands: {J: [fj, ej], g: [fg, eg], r: [fr, er]}\nunit: uJy\nebv: 0.0\nzero_points: {g: 0.01}\n")
+    told = "id: id\nbands: {J: [fj, ej], g: [fg, eg], r: [fr, er]}\nunit: uJy\nebv: 0.0\nzero_points: {g: 0.01}\n"
+    (tmp_path / "map.yaml").write_text(told)
     source = sources.load(tmp_path / "t.fits")
     lines = list(plausibility.report(source, columns.resolve(source, tmp_path / "map.yaml")))
     text = "\n".join(lines)
