@@ -26,7 +26,7 @@ def compare(catalogue, profile="published", seed=0):
 
     The model appears twice: as COSMOS2020 would observe it with r < 25; and, for the offset that counts, as this catalogue would: every
     galaxy is replaced by one of the model that is as bright in the reference band, with its own errors and missing bands, which leaves
-    colours to compare; galaxies brighter than all of the model are left out. The reference is r, or the nearest band that the catalogue has.
+    colours to compare; galaxies brighter than the model's are left out. The reference is r, or the nearest band that the catalogue has.
 
     Parameters
     ----------
