@@ -44,8 +44,8 @@ def _fit(options):
     out, plots = Path(options.out), Path(options.plots or Path(options.out).with_suffix(".pdf"))
     catalogues.check(plots)
     settings = fitting.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
-    options = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
-    rows, failed = fitting.run(options.catalogue, out, settings=settings, **options)
+    work = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
+    rows, failed = fitting.run(options.catalogue, out, settings=settings, **work)
     catalogues.write(out, plots)
     print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")
 

@@ -224,8 +224,9 @@ def _fit(plan, table, first, ebv, file):
     seen = plan.mapping.catalogue(table, first, ebv, file)
     wild = _wild(seen.flux)
     fitted = ((seen.flag & _NO_GALAXY) == 0) & ~wild
-    values = {"id": seen.id, "z_spec": seen.z_spec, "bands": seen.flux.isfinite().sum(1).numpy()}
-    values["flags"] = (seen.flag + schema.FAILED * wild).numpy()
+    known = {"bands": (0, seen.flux.isfinite().sum(1)), "flags": (schema.FAILED, seen.flag), "z_spec": (torch.nan, seen.z_spec)}
+    values = {name: torch.where(wild, *pair).numpy() for name, pair in known.items()}  # a row that failed holds its id and its flag
+    values["id"] = seen.id
     drawn = {"id": seen.id[:0]}
     if fitted.any():
         shown, rows = seen[fitted], fitted.numpy()
