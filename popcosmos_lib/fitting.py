@@ -194,9 +194,9 @@ def _process(plan, task):
     found, drawn, messages = _attempt(plan, sources.read(chunk, plan.names), chunk.first, ebv, chunk.file.name)
     if len(messages) == len(chunk) >= _HOPELESS:
         raise RuntimeError(f"every one of {len(chunk)} galaxies failed, which is not their fault; the first: {messages[0]}")
-    if plan.settings.draws:
-        catalog.write(plan.part(chunk, "draws"), [drawn])
-    catalog.write(plan.part(chunk), [found])
+    for kind, table in (("draws", drawn), ("posteriors", found))[not plan.settings.draws :]:  # where the second is, the first is too
+        with store.replacing(plan.part(chunk, kind)) as temporary:
+            pyarrow.parquet.write_table(pyarrow.table({name: table[name].data for name in table.colnames}), temporary)
     return len(chunk), messages
 
 

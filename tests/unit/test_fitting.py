@@ -73,11 +73,12 @@ def test_one_row_a_galaxy_in_the_columns_of_the_schema(mock, tmp_path):
 
 
 def test_results_do_not_depend_on_the_chunks(mock, tmp_path, capsys):
+    standin.mock(24).write(mock, overwrite=True)
     poisoned(mock)
     found = []
-    for size in (1, 7, 32, 1000):
+    for size in (1, 7, 1000):
         out = tmp_path / f"p{size}.parquet"
-        assert run(mock, out, chunk=size, draws=4) == (N, 2)
+        assert run(mock, out, chunk=size, draws=4) == (24, 2)
         assert capsys.readouterr().err.count("galaxy 1006 failed: ArithmeticError: the chain has left the sky") == 1
         found.append([Table.read(out), Table.read(tmp_path / f"p{size}_draws.parquet")])
     for posteriors, draws in found[1:]:
