@@ -26,7 +26,9 @@ from astropy.table import Table, meta
 
 from popcosmos_lib import filters, store, survey
 
-__all__ = ["FLAGS", "PLAUSIBLE", "Catalogue", "from_table", "interpret", "known", "read", "validate", "values", "write"]
+__all__ = [
+    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "interpret", "known", "official", "read", "validate", "values", "write",
+]  # fmt: skip
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     1: "a band whose error is zero or negative",
@@ -37,10 +39,10 @@ FLAGS = {  # bit: what is wrong with at least one band of that galaxy
 }
 PLAUSIBLE = (8.0, 32.0)  # AB magnitudes between which the typical measurement lies
 _PACKED = {"compression": "zstd", "use_dictionary": False}  # of floats no two of which are equal a dictionary is half as much again
-_NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
-_REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
+NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
+REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
 _KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_LYMAN", "FLAG_COMBINED", "MODEL_FLAG", "lp_type",
-         "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *_REDSHIFTS)  # fmt: skip
+         "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *REDSHIFTS)  # fmt: skip
 
 
 @dataclass
@@ -227,9 +229,9 @@ def interpret(table, zero_points="guess", name=""):
         zero_points = _guess(table.colnames, name)
     if zero_points not in ("farmer", "classic", None):
         raise ValueError(f'zero_points must be "farmer", "classic" or None; got {zero_points!r}')
-    pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := _official(table.colnames, name))}
+    pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := official(table.colnames, name))}
     notes = [f"{name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
-    return _assemble(table, pairs, "ID", _REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes))
+    return _assemble(table, pairs, "ID", REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes))
 
 
 def known(names):
@@ -266,7 +268,8 @@ def _names(band):
 _WANTED = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
 
 
-def _official(columns, band):
+def official(columns, band):
+    """The pair of columns that holds a band of ``survey.BANDS["column"]``, total fluxes before aperture ones; None where there is none."""
     return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
 
 
@@ -278,13 +281,13 @@ def _guess(columns, name):
     return next((kind for kind in ("classic", "farmer") if kind in name.lower()), None)
 
 
-def values(table, name):
+def values(table, name, flux=False):
     """A column as float64 with NaN for masked and null values (a flux may be below -99, so there only the exact nulls count)."""
     try:
         found = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
     except ValueError as error:
         raise ValueError(f"column {name} holds text where numbers belong ({error}): leave missing values empty") from None
-    null = np.isin(found, _NULLS) if "flux" in name.lower() else found <= max(_NULLS)
+    null = np.isin(found, NULLS) if flux or "flux" in name.lower() else found <= max(NULLS)
     return np.where(null, np.nan, found)
 
 

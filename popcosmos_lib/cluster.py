@@ -3,10 +3,10 @@
 Dask is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give the
 address of their scheduler; catalogue and output must lie on a file system that all of them see:
 
-    from dask_jobqueue import SLURMCluster
-    cluster = SLURMCluster(cores=16, processes=16, memory="64GB", walltime="08:00:00", queue="...")
-    cluster.scale(jobs=20)                # or cluster.adapt(maximum_jobs=20)
-    print(cluster.scheduler_address)      # tcp://...:8786, for --scheduler; keep this process alive
+    >>> from dask_jobqueue import SLURMCluster
+    >>> cluster = SLURMCluster(cores=16, processes=16, memory="64GB", walltime="08:00:00", queue="...")
+    >>> cluster.scale(jobs=20)              # or cluster.adapt(maximum_jobs=20)
+    >>> print(cluster.scheduler_address)    # tcp://...:8786, for --scheduler; keep this process alive
 
 Used by ``fitting``.
 """

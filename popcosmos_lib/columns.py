@@ -31,11 +31,9 @@ _SYNONYMS = {
     "µJy": "uJy", "μJy": "uJy", "microJy": "uJy", "maggy": "maggies", "mgy": "maggies", "nanomaggy": "nanomaggies", "nmgy": "nanomaggies",
     "nMgy": "nanomaggies", "mag(AB)": AB, "ABmag": AB, "AB": AB,
 }  # fmt: skip
-_NULLS = (-99.0, -999.0)  # of fluxes
 _NO_MAGNITUDE = 50.0  # 99 and -99 are written where nothing was measured
 _FIELDS = ("id", "bands", "unit", "z_spec", "ebv", "zero_points")
 _IDENTIFIERS = ("ID", "id", "SeqNr")
-_REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
 _KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}  # band fitted: band measured
 _KIDS_NAMES = (("MAG_GAAP_{}", "MAGERR_GAAP_{}"), ("FLUX_GAAP_{}", "FLUXERR_GAAP_{}"), ("{}_FLUX", "{}_FLUXERR"))
 _KIDS_NOTE = (
@@ -142,12 +140,12 @@ class Mapping:
 
 def _microjansky(table, value, error, scale):
     """A band's flux and error [µJy], from fluxes or AB magnitudes; NaN = missing."""
-    x, e = catalog.values(table, value), catalog.values(table, error)
+    x, e = catalog.values(table, value, flux=True), catalog.values(table, error, flux=True)
     if scale[value] is None:
         there = (np.abs(x) < _NO_MAGNITUDE) & (np.abs(e) < _NO_MAGNITUDE)
         flux = 10 ** (0.4 * (23.9 - np.where(there, x, np.nan)))
         return flux, flux * e * 0.4 * np.log(10)
-    return (np.where(np.isin(v, _NULLS), np.nan, v) * scale[name] for v, name in ((x, value), (e, error)))
+    return x * scale[value], e * scale[error]
 
 
 def factor(unit, column):
@@ -207,18 +205,15 @@ def resolve(source, path=None):
     bands = {band: pair for band, pair in own.items() if set(pair) <= names.keys()}
     if bands:
         return _recognised(source, "mock", bands, ("z_spec", "z"), "uJy")
-    bands = {}
-    for band, stem in zip(filters.SHORT, survey.BANDS["column"], strict=True):
-        for pair in ((f"{stem}_FLUX", f"{stem}_FLUXERR"), (f"{stem}_FLUX_APER2", f"{stem}_FLUXERR_APER2")):
-            if set(pair) <= names.keys():
-                bands.setdefault(band, pair)
+    pairs = zip(filters.SHORT, (catalog.official(names, stem) for stem in survey.BANDS["column"]), strict=True)
+    bands = {band: pair for band, pair in pairs if pair}
     if bands:
-        return _recognised(source, "COSMOS2020", bands, _REDSHIFTS, "uJy", ebv="EBV_MW" if "EBV_MW" in names else None)
+        return _recognised(source, "COSMOS2020", bands, catalog.REDSHIFTS, "uJy", ebv="EBV_MW" if "EBV_MW" in names else None)
     for value, error in _KIDS_NAMES:
         pairs = {band: (value.format(measured), error.format(measured)) for band, measured in _KIDS.items()}
         bands = {band: pair for band, pair in pairs.items() if set(pair) <= names.keys()}
         if len(bands) > 1:
-            return _recognised(source, "KiDS", bands, _REDSHIFTS, AB if value.startswith("MAG") else None, notes=(_KIDS_NOTE,))
+            return _recognised(source, "KiDS", bands, catalog.REDSHIFTS, AB if value.startswith("MAG") else None, notes=(_KIDS_NOTE,))
     raise ValueError(
         f"no band was recognised among the {len(names)} columns of {source.path.name} ({', '.join(list(names)[:6])}, ...): "
         "say which is which with --columns map.yaml, for instance bands: {r: [flux_r, flux_err_r]}"
@@ -312,13 +307,16 @@ def sample(source, mapping, n=20_000):
     Raises
     ------
     ValueError
-        If they cannot be read, or cannot be in the unit that was told.
+        If they cannot be read, cannot be in the unit that was told, or have no usable band at all.
     """
     size = max(1, n // 100)
     chunks = source.chunks(size)
     needed, kept = mapping.needed(source.units), chunks[:: max(1, len(chunks) * size // n)]
     table = vstack([sources.read(chunk, needed) for chunk in kept], metadata_conflicts="silent")
-    return mapping.catalogue(table, file=source.path.name)
+    found = mapping.catalogue(table, file=source.path.name)
+    if (found.flag & 16).all():
+        raise ValueError(f"{source.path.name} has no usable band in any row: fluxes or errors are missing, or errors not positive")
+    return found
 
 
 def identifiers(source, mapping):

@@ -4,6 +4,7 @@ A HATS catalogue is a folder of Parquet files, one per pixel of the sky, named `
 by pixel, in the order of order and pixel. Used by ``fitting``.
 """
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -150,22 +151,17 @@ def _partitions(folder):
     return sorted(found, key=lambda file: ([int(x) for x in _PIXEL.search(file.as_posix()).groups()], file.name))
 
 
-class _named:
-    """Errors of the readers as one sentence with the name of the file; a warning of astropy's that says the same is silenced."""
-
-    def __init__(self, file):
-        self.file, self.quiet = file, warnings.catch_warnings()
-
-    def __enter__(self):
-        self.quiet.__enter__()
-        warnings.filterwarnings("ignore", message=".*truncated.*")
-        warnings.filterwarnings("ignore", message=".*did not parse as fits unit.*")
-
-    def __exit__(self, kind, error, trace):
-        self.quiet.__exit__(kind, error, trace)
-        if isinstance(error, OSError | EOFError | ValueError | TypeError | pyarrow.ArrowException):
-            text = " ".join(str(error).split())
-            raise ValueError(f"{self.file.name} cannot be read, it may be truncated or of another kind: {text}") from error
+@contextlib.contextmanager
+def _named(file):
+    """Errors of the readers as one sentence with the name of the file; warnings of astropy's that say the same are silenced."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*truncated.*")
+            warnings.filterwarnings("ignore", message=".*did not parse as fits unit.*")
+            yield
+    except (OSError, EOFError, ValueError, TypeError, pyarrow.ArrowException) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{file.name} cannot be read, it may be truncated or of another kind: {text}") from error
 
 
 def _kind(file):

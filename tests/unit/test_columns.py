@@ -123,6 +123,12 @@ def test_mistakes_in_the_yaml_are_said_in_one_sentence(mine, told, message):
     assert "\n" not in str(error.value)
 
 
+def test_no_usable_band_in_any_row(mine):
+    with pytest.raises(ValueError, match="mine.ecsv has no usable band in any row"):
+        catalogue(*mine(BANDS + "unit: uJy\n", eu=[0.0, 0.0, -1.0], fr=[-99.0, np.nan, -999.0]))
+    assert catalogue(*mine(BANDS + "unit: uJy\n", fr=[-150.0, 2.0, 3.0])).flux[0, R] == -150, "a negative flux is a measurement"
+
+
 def test_a_missing_yaml_and_unknown_names(mine, tmp_path):
     source, _ = mine(BANDS)
     with pytest.raises(FileNotFoundError, match="--columns takes a YAML file"):
