@@ -27,7 +27,7 @@ from astropy.table import Table, meta
 from popcosmos_lib import filters, store, survey
 
 __all__ = [
-    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "interpret", "known", "official", "read", "validate", "values", "write",
+    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "interpret", "known", "official", "read", "validate", "values", "write",
 ]  # fmt: skip
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
@@ -226,7 +226,7 @@ def interpret(table, zero_points="guess", name=""):
     if any(f"flux_{band}" in table.colnames for band in filters.SHORT):
         return from_table(table)
     if zero_points == "guess":
-        zero_points = _guess(table.colnames, name)
+        zero_points = guess(table.colnames, name)
     if zero_points not in ("farmer", "classic", None):
         raise ValueError(f'zero_points must be "farmer", "classic" or None; got {zero_points!r}')
     pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := official(table.colnames, name))}
@@ -273,7 +273,8 @@ def official(columns, band):
     return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
 
 
-def _guess(columns, name):
+def guess(columns, name):
+    """Whose zero points a table needs, by its columns, then by its name: "farmer", "classic" or None."""
     if "total_off2" in columns or "ID_FARMER" in columns:
         return "classic"
     if "MODEL_FLAG" in columns or "ID_CLASSIC" in columns:

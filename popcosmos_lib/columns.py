@@ -23,8 +23,9 @@ from astropy.table import Table, vstack
 
 from popcosmos_lib import catalog, filters, sources, survey
 
-__all__ = ["UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
+__all__ = ["NOTHING", "UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
 
+NOTHING = 16  # bit of catalog.FLAGS: no usable band
 AB = "AB mag"
 UNITS = {"uJy": 1.0, "mJy": 1e3, "Jy": 1e6, "maggies": 3.631e9, "nanomaggies": 3.631, "cgs": 1e29, AB: None}  # µJy in one
 _SYNONYMS = {
@@ -58,8 +59,8 @@ class Mapping:
         Columns; row numbers where there is no ``id``.
     ebv : str, float or None
         Column or value of E(B-V) [mag].
-    zero_points : dict of str to float
-        Band -> offset added to its magnitudes [mag].
+    zero_points : dict of str to float, or str
+        Band -> offset added to its magnitudes [mag]; of official names whose offsets, as for ``catalog.interpret``.
     notes : tuple of str
         What should be known about it, one sentence each.
     """
@@ -70,7 +71,7 @@ class Mapping:
     id: str | None = None
     z_spec: str | None = None
     ebv: str | float | None = None
-    zero_points: dict = field(default_factory=dict)
+    zero_points: dict | str | None = field(default_factory=dict)
     notes: tuple = ()
 
     @property
@@ -87,7 +88,7 @@ class Mapping:
         """What decides the result, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name != "notes"}
 
-    def catalogue(self, table, first=0, median_ebv=np.nan, file=""):
+    def catalogue(self, table, first=0, median_ebv=np.nan):
         """Photometry ready for the model.
 
         Parameters
@@ -98,8 +99,6 @@ class Mapping:
             Number of the first of them.
         median_ebv : float
             E(B-V) of rows that have none [mag]; the median of the others where that is NaN.
-        file : str
-            Name of the file they are from.
 
         Returns
         -------
@@ -124,7 +123,7 @@ class Mapping:
                     ready[name] = values
             if isinstance(self.ebv, str):
                 ready[self.ebv] = ebv
-            found = catalog.interpret(ready, name=file)
+            found = catalog.interpret(ready, self.zero_points, "official names")
         else:
             ready = Table()
             for band, (value, error) in flux.items():
@@ -208,7 +207,9 @@ def resolve(source, path=None):
     pairs = zip(filters.SHORT, (catalog.official(names, stem) for stem in survey.BANDS["column"]), strict=True)
     bands = {band: pair for band, pair in pairs if pair}
     if bands:
-        return _recognised(source, "COSMOS2020", bands, catalog.REDSHIFTS, "uJy", ebv="EBV_MW" if "EBV_MW" in names else None)
+        release = catalog.guess(names, source.path.name)
+        ebv = "EBV_MW" if "EBV_MW" in names else None
+        return _recognised(source, "COSMOS2020", bands, catalog.REDSHIFTS, "uJy", ebv=ebv, zero_points=release)
     for value, error in _KIDS_NAMES:
         pairs = {band: (value.format(measured), error.format(measured)) for band, measured in _KIDS.items()}
         bands = {band: pair for band, pair in pairs.items() if set(pair) <= names.keys()}
@@ -313,8 +314,8 @@ def sample(source, mapping, n=20_000):
     chunks = source.chunks(size)
     needed, kept = mapping.needed(source.units), chunks[:: max(1, len(chunks) * size // n)]
     table = vstack([sources.read(chunk, needed) for chunk in kept], metadata_conflicts="silent")
-    found = mapping.catalogue(table, file=source.path.name)
-    if (found.flag & 16).all():
+    found = mapping.catalogue(table)
+    if (found.flag & NOTHING).all():
         raise ValueError(f"{source.path.name} has no usable band in any row: fluxes or errors are missing, or errors not positive")
     return found
 

@@ -29,7 +29,6 @@ CHUNK = 256  # galaxies in a part: minutes of work
 _ROWS = 65_536  # in a row group of the joined table
 _HOPELESS = 8  # galaxies in a chunk all of which fail for a reason that is not theirs
 _NETWORKS = ("emulator", "population", "proposal*")  # artefacts on which a posterior depends
-_NO_GALAXY = 16  # bit of catalog.FLAGS: nothing to fit
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _whole(part, rows):
 def _process(plan, task):
     """Fit a chunk and write its part; the number of its galaxies, and what to say about them."""
     chunk, ebv = task
-    found, drawn, messages = _attempt(plan, sources.read(chunk, plan.names), chunk.first, ebv, chunk.file.name)
+    found, drawn, messages = _attempt(plan, sources.read(chunk, plan.names), chunk.first, ebv)
     if len(messages) == len(chunk) >= _HOPELESS:
         raise RuntimeError(f"every one of {len(chunk)} galaxies failed, which is not their fault; the first: {messages[0]}")
     for kind, table in (("draws", drawn), ("posteriors", found))[not plan.settings.draws :]:  # where the second is, the first is too
@@ -200,11 +199,10 @@ def _process(plan, task):
     return len(chunk), messages
 
 
-def _attempt(plan, table, *where):
+def _attempt(plan, table, first, ebv):
     """Posteriors and draws of the rows of a table, or of each half of it where something in it cannot be fitted."""
-    first, ebv, file = where
     try:
-        return *_fit(plan, table, *where), []
+        return *_fit(plan, table, first, ebv), []
     except (store.Missing, ImportError, MemoryError):
         raise  # no matter of single rows
     except Exception as error:  # whatever a row can make a fit raise costs that row only
@@ -214,16 +212,16 @@ def _attempt(plan, table, *where):
             said = f"galaxy {id} failed: {type(error).__name__}: {' '.join(str(error).split())}"
             return schema.table(schema.posteriors(), values, 1, plan.id), schema.table(schema.draws(), {"id": []}, 0, plan.id), [said]
     half = len(table) // 2
-    parts = [_attempt(plan, table[:half], *where), _attempt(plan, table[half:], first + half, ebv, file)]
+    parts = [_attempt(plan, table[:half], first, ebv), _attempt(plan, table[half:], first + half, ebv)]
     found, drawn, messages = zip(*parts, strict=True)
     return vstack(found, metadata_conflicts="silent"), vstack(drawn, metadata_conflicts="silent"), sum(messages, [])
 
 
-def _fit(plan, table, first, ebv, file):
+def _fit(plan, table, first, ebv):
     """Posteriors and draws of the rows of a table; rows without photometry, or that cannot be any galaxy's, are not shown to the fit."""
-    seen = plan.mapping.catalogue(table, first, ebv, file)
+    seen = plan.mapping.catalogue(table, first, ebv)
     wild = _wild(seen.flux)
-    fitted = ((seen.flag & _NO_GALAXY) == 0) & ~wild
+    fitted = ((seen.flag & columns.NOTHING) == 0) & ~wild
     known = {"bands": (0, seen.flux.isfinite().sum(1)), "flags": (schema.FAILED, seen.flag), "z_spec": (torch.nan, seen.z_spec)}
     values = {name: torch.where(wild, *pair).numpy() for name, pair in known.items()}  # a row that failed holds its id and its flag
     values["id"] = seen.id
@@ -255,16 +253,16 @@ def _drawn(result, ids):
     """Weighted draws in long format, without galaxies that have none."""
     there = torch.isfinite(result.samples).all(-1).all(-1)
     samples, weights = result.samples[there], result.weights[there]
-    columns = dict(zip(parameters.NAMES, samples.flatten(0, 1).T.numpy(), strict=True))
-    return {"id": np.repeat(ids[there.numpy()], samples.shape[1]), "weight": weights.flatten().numpy()} | columns
+    theta = dict(zip(parameters.NAMES, samples.flatten(0, 1).T.numpy(), strict=True))
+    return {"id": np.repeat(ids[there.numpy()], samples.shape[1]), "weight": weights.flatten().numpy()} | theta
 
 
 def _joined(plan, chunks, kind, key):
     """Tables of many parts each, in order, holding one at a time."""
-    waiting, columns = [], getattr(schema, kind)()
+    waiting, described = [], getattr(schema, kind)()
     for chunk in chunks:
         waiting.append(pyarrow.parquet.read_table(plan.part(chunk, kind)))
         if sum(map(len, waiting)) >= _ROWS or chunk is chunks[-1]:
             whole, waiting = pyarrow.concat_tables(waiting), []
             values = {name: whole[name].to_numpy() for name in whole.column_names}
-            yield schema.table(columns, values, len(whole), plan.id, {"key": key})
+            yield schema.table(described, values, len(whole), plan.id, {"key": key})

@@ -110,7 +110,6 @@ def report(source, mapping, profile="published"):
     found = columns.sample(source, mapping, _GALAXIES)
     unit = {value: name for name, value in columns.UNITS.items()}
     missing = [band for band in filters.SHORT if band not in mapping.bands]
-    points = " ".join(f"{band} {value:+.3f}" for band, value in mapping.zero_points.items())
     yield f"{source.path.name}: {len(source):,} rows" + f" in {len(source.files)} partitions" * source.path.is_dir()
     yield f"names of {mapping.names}; id {mapping.id or 'row number'}; spectroscopic redshift {mapping.z_spec or 'none'}"
     yield f"{len(mapping.bands)} of {len(filters.SHORT)} bands:"
@@ -120,7 +119,7 @@ def report(source, mapping, profile="published"):
     yield f"missing bands: {' '.join(missing) or 'none'}"
     if not mapping.official:
         yield f"Milky-Way extinction: {'taken as corrected' if mapping.ebv is None else f'corrected with E(B-V) = {mapping.ebv}'}"
-        yield f"zero points: {points or 'none'}"
+        yield f"zero points: {' '.join(f'{band} {value:+.3f}' for band, value in mapping.zero_points.items()) or 'none'}"
     yield from mapping.notes
     yield f"of {len(found):,} rows that were looked at:"
     yield from (f"  {note}" for note in found.notes if not note.startswith("missing bands"))

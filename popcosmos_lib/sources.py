@@ -23,7 +23,7 @@ from popcosmos_lib import provenance
 __all__ = ["Chunk", "Source", "load", "read"]
 
 _FOOTER = 65_536  # last bytes of a Parquet file: sizes, offsets and statistics of all its columns
-_PIXEL = re.compile(r"Norder=(\d+)/(?:Dir=\d+/)?Npix=(\d+)")
+_PIXEL = re.compile(r"(?:dataset/)?Norder=(\d+)/(?:Dir=\d+/)?Npix=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,12 @@ def load(path):
     if not path.exists():
         raise FileNotFoundError(f"there is no catalogue at {path}: give a FITS, Parquet, CSV or ECSV file, or a HATS folder")
     files, units = {}, {}
-    for file in _partitions(path) if path.is_dir() else [path]:
+    order, announced = _partitions(path) if path.is_dir() else ([path], None)
+    for file in order:
         with _named(file):
             units, files[file] = _KINDS[_kind(file)][0](file)
+    if announced not in (None, sum(files.values())):
+        raise ValueError(f"{path.name} announces {announced} rows but its partitions have {sum(files.values())}: some are missing or new")
     if not sum(files.values()):
         raise ValueError(f"{path.name} has no rows")
     return Source(path, files, units)
@@ -144,11 +147,20 @@ def read(chunk, names):
 
 
 def _partitions(folder):
-    """The Parquet files of a HATS folder, in the order of order and pixel."""
-    found = [file for file in folder.rglob("*.parquet") if _PIXEL.search(file.as_posix())]
+    """The Parquet files of a HATS folder, in the order of order and pixel; of a collection those of its catalogue, not of its margins."""
+    root = folder / _properties(folder / "collection.properties").get("hats_primary_table_url", ".")
+    found = [file for file in root.glob("**/*.parquet") if _PIXEL.match(file.relative_to(root).as_posix())]
     if not found:
         raise ValueError(f"{folder} is a folder without HATS partitions (Norder=*/Dir=*/Npix=*.parquet): give a file, or a HATS catalogue")
-    return sorted(found, key=lambda file: ([int(x) for x in _PIXEL.search(file.as_posix()).groups()], file.name))
+    rows = _properties(root / "hats.properties").get("hats_nrows") or _properties(root / "properties").get("hats_nrows")
+    order = sorted(found, key=lambda file: ([int(x) for x in _PIXEL.match(file.relative_to(root).as_posix()).groups()], file.name))
+    return order, None if rows is None else int(rows)
+
+
+def _properties(path):
+    """The words of a Java properties file; none where there is no file."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
 @contextlib.contextmanager

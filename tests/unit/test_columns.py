@@ -154,10 +154,10 @@ def test_official_names_go_through_the_reader_of_official_names(tmp_path, chunk)
     whole = catalog.read(tmp_path / "farmer.fits")
     source = sources.load(tmp_path / "farmer.fits")
     mapping = columns.resolve(source)
-    assert mapping.official and mapping.id == "ID" and len(mapping.bands) == 26
+    assert mapping.official and mapping.id == "ID" and mapping.zero_points == "farmer" and len(mapping.bands) == 26
     (ebv,) = columns.reddening(source, mapping).values()
     needed = mapping.needed(source.units)
-    got = [mapping.catalogue(sources.read(part, needed), part.first, ebv, "farmer.fits") for part in source.chunks(chunk)]
+    got = [mapping.catalogue(sources.read(part, needed), part.first, ebv) for part in source.chunks(chunk)]
     np.testing.assert_allclose(np.concatenate([part.flux for part in got]), whole.flux, rtol=1e-6)
     np.testing.assert_allclose(np.concatenate([part.flux_err for part in got]), whole.flux_err, rtol=1e-6)
     assert np.concatenate([part.id for part in got]).tolist() == whole.id.tolist()

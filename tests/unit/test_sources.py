@@ -37,7 +37,8 @@ def hats(table, folder, sizes, version=2):
         rows = table[start : start + size]
         pyarrow.parquet.write_table(pyarrow.table({name: np.asarray(rows[name]) for name in rows.colnames}), path)
         start += size
-    (folder / ("hats.properties" if version == 2 else "properties")).write_text("dataproduct_type=object\n")
+    about = f"#HATS catalog\ndataproduct_type=object\nhats_nrows={sum(sizes.values())}\n"
+    (folder / ("hats.properties" if version == 2 else "properties")).write_text(about)
     pyarrow.parquet.write_metadata(pyarrow.parquet.read_schema(path), root / "_metadata")
     return folder
 
@@ -88,6 +89,21 @@ def test_hats_partitions_in_the_order_of_their_pixels(table, tmp_path, version):
     assert sources.load(folder).digest() == before
     hats(table[::-1], tmp_path / "sky", {(1, 2): 4, (1, 10): 9, (2, 3): 10}, version)
     assert sources.load(folder).digest() != before, "other rows in partitions of the same names"
+
+
+def test_of_a_collection_the_catalogue_without_its_margins(table, tmp_path):
+    hats(table, tmp_path / "sky" / "mine", {(1, 2): 4, (1, 3): N - 4})
+    hats(table, tmp_path / "sky" / "mine_margin", {(1, 2): 3, (1, 3): 2})
+    (tmp_path / "sky" / "collection.properties").write_text("#HATS Collection\nhats_primary_table_url=mine\nall_margins=mine_margin\n")
+    source = sources.load(tmp_path / "sky")
+    assert len(source) == N and all("mine_margin" not in str(file) for file in source.files)
+
+
+def test_a_partition_that_is_missing_is_missed(table, tmp_path):
+    folder = hats(table, tmp_path / "sky", {(1, 2): 4, (1, 3): N - 4})
+    next(folder.rglob("Npix=2.parquet")).unlink()
+    with pytest.raises(ValueError, match=f"sky announces {N} rows but its partitions have {N - 4}: some are missing"):
+        sources.load(folder)
 
 
 def test_a_file_is_known_by_its_content(table, tmp_path):
