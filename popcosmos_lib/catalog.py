@@ -27,7 +27,8 @@ from astropy.table import Table, meta
 from popcosmos_lib import filters, store, survey
 
 __all__ = [
-    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "interpret", "known", "official", "read", "validate", "values", "write",
+    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "interpret", "known", "official", "read", "validate", "values",
+    "write",
 ]  # fmt: skip
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
@@ -39,7 +40,7 @@ FLAGS = {  # bit: what is wrong with at least one band of that galaxy
 }
 PLAUSIBLE = (8.0, 32.0)  # AB magnitudes between which the typical measurement lies
 _PACKED = {"compression": "zstd", "use_dictionary": False}  # of floats no two of which are equal a dictionary is half as much again
-NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
+_NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
 REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
 _KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_LYMAN", "FLAG_COMBINED", "MODEL_FLAG", "lp_type",
          "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *REDSHIFTS)  # fmt: skip
@@ -288,7 +289,7 @@ def values(table, name, flux=False):
         found = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
     except ValueError as error:
         raise ValueError(f"column {name} holds text where numbers belong ({error}): leave missing values empty") from None
-    null = np.isin(found, NULLS) if flux or "flux" in name.lower() else found <= max(NULLS)
+    null = np.isin(found, _NULLS) if flux or "flux" in name.lower() else found <= max(_NULLS)
     return np.where(null, np.nan, found)
 
 
