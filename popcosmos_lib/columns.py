@@ -303,14 +303,14 @@ def reddening(source, mapping):
 
 
 def sample(source, mapping, n=20_000):
-    """Photometry of about ``n`` rows, evenly spread in a hundred pieces over the catalogue, as a ``catalog.Catalogue``; all rows if fewer.
+    """Photometry of about ``n`` rows, evenly spread in ten pieces over the catalogue, as a ``catalog.Catalogue``; all rows if fewer.
 
     Raises
     ------
     ValueError
         If they cannot be read, cannot be in the unit that was told, or have no usable band at all.
     """
-    size = max(1, n // 100)
+    size = max(1, n // 10)
     chunks = source.chunks(size)
     needed, kept = mapping.needed(source.units), chunks[:: max(1, len(chunks) * size // n)]
     table = vstack([sources.read(chunk, needed) for chunk in kept], metadata_conflicts="silent")

@@ -124,6 +124,8 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
         _same(key, _written(out), out.name, "give another --out, or remove it")
         print(f"{out.name} holds all {len(source)} galaxies already")
     else:
+        for note in meant.notes:
+            print(note)
         columns.sample(source, meant)  # what is wrong with all of it is said before the first fit
         chunks = _compute(plan, source, key, chunk, workers, scheduler)
         if settings.draws:

@@ -225,10 +225,17 @@ def _look_parquet(path):
 def _read_parquet(path, names, start, stop):
     with pyarrow.parquet.ParquetFile(path) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-        groups = np.flatnonzero((ends > start) & (np.r_[0, ends[:-1]] < stop)).tolist()
-        before = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows
-        table = file.read_row_groups(groups, columns=names).slice(start - before, stop - start)
+    groups = np.flatnonzero((ends > start) & (np.r_[0, ends[:-1]] < stop)).tolist()
+    before = int(ends[groups[0] - 1]) if groups[0] else 0
+    table = _groups(path, path.stat().st_mtime_ns, tuple(groups), tuple(names)).slice(start - before, stop - start)
     return Table({name: _numpy(table[name]) for name in names})
+
+
+@functools.lru_cache(maxsize=1)
+def _groups(path, changed, groups, names):
+    """Row groups, which can only be read whole; kept because the next chunk is likely to be of the same ones."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return file.read_row_groups(groups, columns=names)
 
 
 def _numpy(column):
