@@ -134,7 +134,7 @@ def test_ten_kills_lose_and_double_nothing(tmp_path, monkeypatch):
         return sorted((tmp_path / "p.parts").glob("*.posteriors.parquet"))
 
     context = multiprocessing.get_context("forkserver")  # imports once, so that a start takes milliseconds
-    context.set_forkserver_preload(["standin"])
+    context.set_forkserver_preload(["standin", "pandas"])  # pyarrow imports pandas where it is installed
     out, rng, counts = tmp_path / "p.parquet", np.random.default_rng(8), []
     signs = [lambda: True, parts, parts, parts, lambda: log(tmp_path / "log")]  # of life that a kill waits for: none, a part, a galaxy
     for kill in range(11):
