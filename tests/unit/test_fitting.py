@@ -362,4 +362,4 @@ def test_real_posteriors_do_not_depend_on_the_chunks(tmp_path):
     for name in one.colnames:
         if one[name].dtype.kind == "f":
             np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-3, err_msg=name)
-    assert np.isfinite(one["z_q50"]).all() and np.isfinite(one["khat"]).all() and (one["engine"] != "").all()
+    assert np.isfinite(one["z_q50"]).all() and (one["ess"] > 1).all() and (one["engine"] != "").all()
