@@ -38,15 +38,15 @@ def page(table, title):
     Figure
         Double width.
     """
-    fig = plt.figure(figsize=(figures.DOUBLE, 7.4))
-    fig.suptitle(title)
-    upper, lower = fig.subfigures(2, 1, height_ratios=(2, 1))  # apart, so that the names of the flags do not push the rest aside
-    (first, second), (third, fourth) = upper.subplots(2, 2)
-    fifth, sixth = lower.subplots(1, 2, width_ratios=(0.75, 1))
+    fig = plt.figure(figsize=(figures.DOUBLE, 7.4), layout="none")  # the solver of layouts rounds differently from one run to the next
+    fig.suptitle(title, y=0.99)
+    right = {"right": 0.985, "wspace": 0.2}
+    (first, second), (third, fourth) = fig.add_gridspec(2, 2, left=0.075, top=0.955, bottom=0.395, hspace=0.22, **right).subplots()
+    fifth, sixth = fig.add_gridspec(1, 2, left=0.27, top=0.33, bottom=0.055, width_ratios=(0.7, 1), **right).subplots()
     z, mass = table["z_q50"], table["log10M_remain_q50"]
     there = np.isfinite(z) & np.isfinite(mass)
     _redshifts(first, table)
-    _plane(upper, second, z[there], mass[there])
+    _plane(fig, second, z[there], mass[there])
     _quality(third, np.log10(table["ess"].clip(1)), np.log10(_ESS), f"above {_ESS}", r"$\log_{10}$ effective draws")
     _quality(fourth, table["khat"].clip(-1, 2), _KHAT, f"below {_KHAT}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
@@ -89,7 +89,8 @@ def _plane(fig, axis, z, mass):
         return
     low, high = np.quantile(mass, [0.0005, 0.9995])
     counts = axis.hexbin(z, mass, gridsize=40, extent=(0, np.quantile(z, 0.998), low, high), mincnt=1, norm=LogNorm(), lw=0.1)
-    fig.colorbar(counts, ax=axis, label="galaxies", pad=0.01)
+    bar = axis.inset_axes([0.6, 0.12, 0.36, 0.03])  # over faint galaxies far away, of which there are few
+    fig.colorbar(counts, cax=bar, orientation="horizontal", label="galaxies", ticklocation="top")
 
 
 def _flags(axis, flags):
