@@ -1,4 +1,4 @@
-"""Command line: ``python -m popcosmos_lib run|mock|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
+"""Command line: ``python -m popcosmos_lib run|mock|fit|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
 
 import argparse
 import sys
@@ -27,6 +27,27 @@ def _mock(options):
     made = mocks.load(options.survey, options.selection, profile=options.profile)
     catalog.write(options.out, made.tables(options.n, torch.Generator().manual_seed(options.seed)))
     print(f"{options.out}: {options.n} galaxies of {made.meta['survey']}, {made.selection}; magnitudes by {made.meta['photometry']}")
+
+
+def _fit(options):
+    from popcosmos_lib import columns, fitting, plausibility, sources
+
+    if options.dry_run:
+        source = sources.load(options.catalogue)
+        for line in plausibility.report(source, columns.resolve(source, options.columns), options.profile):
+            print(line)
+        return
+    if options.out is None:
+        raise ValueError("fit needs --out posteriors.parquet (or --dry-run, to see what would be fitted)")
+    from popcosmos_lib.figures import catalogues
+
+    out, plots = Path(options.out), Path(options.plots or Path(options.out).with_suffix(".pdf"))
+    catalogues.check(plots)
+    settings = fitting.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
+    work = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
+    rows, failed = fitting.run(options.catalogue, out, settings=settings, **work)
+    catalogues.write(out, plots)
+    print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")
 
 
 def _data(options):
@@ -88,6 +109,20 @@ def main(words=None):
     mock.add_argument("--out", required=True, help="Parquet file to write")
     mock.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     mock.add_argument("--profile", **published)
+    fit = command(_fit, "posteriors of your own catalogue: redshift, mass and the other parameters, one row a galaxy")
+    fit.add_argument("catalogue", help="FITS, Parquet, CSV or ECSV file, or the folder of a HATS catalogue")
+    fit.add_argument("--out", help="Parquet file to write; a run that was killed goes on from <out>.parts")
+    fit.add_argument("--columns", metavar="map.yaml", help="what the columns mean, see popcosmos_lib/columns.py (default: by their names)")
+    fit.add_argument("--dry-run", action="store_true", help="only print what was understood, and each band beside the model")
+    fit.add_argument("--prior", choices=["pop-cosmos", "prospector"], default="pop-cosmos", help="(default: pop-cosmos)")
+    fit.add_argument("--engine", choices=["exact", "ensemble"], default="exact", help="(default: exact)")
+    fit.add_argument("--draws", type=int, default=0, metavar="N", help="also write N weighted draws a galaxy to <out>_draws.parquet")
+    fit.add_argument("--plots", metavar="page.pdf", help="summary page (default: beside --out)")
+    fit.add_argument("--chunk", type=int, default=256, metavar="N", help="galaxies fitted and saved at a time (default: 256)")
+    fit.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine, through Dask (default: 1, without it)")
+    fit.add_argument("--scheduler", metavar="tcp://...", help="Dask scheduler of a cluster; for SLURM see popcosmos_lib/cluster.py")
+    fit.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    fit.add_argument("--profile", **published)
     command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")
     command(_figures, "check declared against produced figures; write their manifest").add_argument("--profile", **profile)
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")

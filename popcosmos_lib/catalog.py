@@ -26,7 +26,10 @@ from astropy.table import Table, meta
 
 from popcosmos_lib import filters, store, survey
 
-__all__ = ["FLAGS", "Catalogue", "from_table", "read", "validate", "write"]
+__all__ = [
+    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "interpret", "known", "official", "read", "validate", "values",
+    "write",
+]  # fmt: skip
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     1: "a band whose error is zero or negative",
@@ -35,11 +38,12 @@ FLAGS = {  # bit: what is wrong with at least one band of that galaxy
     8: "an infinite value",
     16: "no usable band at all",
 }
+PLAUSIBLE = (8.0, 32.0)  # AB magnitudes between which the typical measurement lies
 _PACKED = {"compression": "zstd", "use_dictionary": False}  # of floats no two of which are equal a dictionary is half as much again
 _NULLS = (-99.0, -999.0)  # what versions of the catalogue write where there is no value
-_REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
+REDSHIFTS = ("z_spec", "zspec", "specz", "ZSPEC", "Z_SPEC")
 _KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_LYMAN", "FLAG_COMBINED", "MODEL_FLAG", "lp_type",
-         "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *_REDSHIFTS)  # fmt: skip
+         "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *REDSHIFTS)  # fmt: skip
 
 
 @dataclass
@@ -136,9 +140,9 @@ def validate(flux, flux_err):
 
 
 def _plausible(flux):
-    """A median outside 8 < m < 32 is another unit: maggies, Jy, mJy or cgs would all land far beyond it."""
+    """A median outside PLAUSIBLE is another unit: maggies, Jy, mJy or cgs would all land far beyond it."""
     typical = flux[flux > 0].median() if (flux > 0).any() else None
-    if typical is not None and not 8 < 23.9 - 2.5 * torch.log10(typical) < 32:
+    if typical is not None and not PLAUSIBLE[0] < 23.9 - 2.5 * torch.log10(typical) < PLAUSIBLE[1]:
         raise ValueError(
             f"the typical flux is {typical:.2g}, which in µJy would be magnitude {23.9 - 2.5 * torch.log10(typical):.1f}: "
             "convert to µJy first (maggies x 3.631e9, Jy x 1e6, mJy x 1e3, erg/s/cm2/Hz x 1e29)"
@@ -196,30 +200,57 @@ def read(path, zero_points="guess"):
     FileNotFoundError, ValueError
         If the file is not there, its kind or names are not known, or a flux column is not in µJy.
     """
-    table = _open(Path(path))
+    return _say(interpret(_open(Path(path)), zero_points, Path(path).name))
+
+
+def interpret(table, zero_points="guess", name=""):
+    """A catalogue from a table that has been read already, a part of a larger one for instance; nothing is printed.
+
+    Parameters
+    ----------
+    table : Table
+        With the names that ``read`` knows.
+    zero_points : {"guess", "farmer", "classic", None}
+        As for ``read``.
+    name : str
+        Of the file it is from, for the notes and the guess.
+
+    Returns
+    -------
+    Catalogue
+
+    Raises
+    ------
+    ValueError
+        As for ``read``.
+    """
     if any(f"flux_{band}" in table.colnames for band in filters.SHORT):
-        return _say(from_table(table))
+        return from_table(table)
     if zero_points == "guess":
-        zero_points = _guess(table.colnames, Path(path).name)
+        zero_points = guess(table.colnames, name)
     if zero_points not in ("farmer", "classic", None):
         raise ValueError(f'zero_points must be "farmer", "classic" or None; got {zero_points!r}')
-    pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := _official(table.colnames, name))}
-    notes = [f"{Path(path).name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
-    return _say(_assemble(table, pairs, "ID", _REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes)))
+    pairs = {i: pair for i, name in enumerate(survey.BANDS["column"]) if (pair := official(table.colnames, name))}
+    notes = [f"{name}: {len(table)} rows, {len(pairs)} of {len(filters.SHORT)} bands"]
+    return _assemble(table, pairs, "ID", REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes))
+
+
+def known(names):
+    """Those of a table's column names that ``interpret`` looks at, in their order."""
+    mock = {name for name in names if name.lower().startswith("flux_")} | {"id", "z"}
+    return [name for name in names if name in _WANTED | mock]
 
 
 def _open(path):
     """The columns of interest; a full COSMOS2020 file has 754, and reading them all would take 7 GB."""
     if not path.exists():
         raise FileNotFoundError(f"there is no catalogue at {path}; give the path of a FITS, Parquet or CSV file")
-    wanted = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
     if path.name.endswith((".fits", ".fits.gz", ".fit")):
         with fits.open(path, memmap=True) as hdus:
             hdu = next((h for h in hdus if isinstance(h, fits.BinTableHDU)), None)
             if hdu is None:
                 raise ValueError(f"{path} holds no binary table; is it an image?")
-            mock = {c for c in hdu.columns.names if c.lower().startswith("flux_")} | {"id", "z"}
-            names = [c for c in hdu.columns.names if c in wanted | mock]
+            names = known(hdu.columns.names)
             table = Table({name: np.array(hdu.data[name]).astype(hdu.data[name].dtype.newbyteorder("=")) for name in names})
             for name in names:
                 table[name].unit = hdu.columns[name].unit
@@ -235,11 +266,16 @@ def _names(band):
     return (f"{band}_FLUX", f"{band}_FLUXERR"), (f"{band}_FLUX_APER2", f"{band}_FLUXERR_APER2")
 
 
-def _official(columns, band):
+_WANTED = {*_KEEP, *(c for name in survey.BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
+
+
+def official(columns, band):
+    """The pair of columns that holds a band of ``survey.BANDS["column"]``, total fluxes before aperture ones; None where there is none."""
     return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
 
 
-def _guess(columns, name):
+def guess(columns, name):
+    """Whose zero points a table needs, by its columns, then by its name: "farmer", "classic" or None."""
     if "total_off2" in columns or "ID_FARMER" in columns:
         return "classic"
     if "MODEL_FLAG" in columns or "ID_CLASSIC" in columns:
@@ -247,14 +283,14 @@ def _guess(columns, name):
     return next((kind for kind in ("classic", "farmer") if kind in name.lower()), None)
 
 
-def _column(table, name):
+def values(table, name, flux=False):
     """A column as float64 with NaN for masked and null values (a flux may be below -99, so there only the exact nulls count)."""
     try:
-        values = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
+        found = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
     except ValueError as error:
         raise ValueError(f"column {name} holds text where numbers belong ({error}): leave missing values empty") from None
-    null = np.isin(values, _NULLS) if "flux" in name.lower() else values <= max(_NULLS)
-    return np.where(null, np.nan, values)
+    null = np.isin(found, _NULLS) if flux or "flux" in name.lower() else found <= max(_NULLS)
+    return np.where(null, np.nan, found)
 
 
 def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
@@ -270,7 +306,7 @@ def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
             for name in (f, e):
                 if table[name].unit is not None:
                     _require_microjansky(table[name].unit, name)
-            flux[:, i], flux_err[:, i] = _column(table, f), _column(table, e)
+            flux[:, i], flux_err[:, i] = values(table, f), values(table, e)
     absent = [band for i, band in enumerate(filters.SHORT) if not np.isfinite(flux[:, i]).any()]
     if absent:
         notes.append(f"missing bands: {' '.join(absent)}")
@@ -278,12 +314,12 @@ def _assemble(table, pairs, identifier, redshifts, notes, correct=None):
         flux, flux_err = correct(flux, flux_err)
     flux, flux_err, flag, messages = validate(flux, flux_err)
     name = next((c for c in redshifts if c in table.colnames), None)
-    z = _column(table, name) if name else np.full(len(table), np.nan)
+    z = values(table, name) if name else np.full(len(table), np.nan)
     z = torch.from_numpy(np.where(z >= 0, z, np.nan)).float()
     clean = (flag & 16) == 0
     for cut, allowed in (("FLAG_COMBINED", (0,)), ("lp_type", (0, 2))):
         if cut in table.colnames:
-            passed = torch.from_numpy(np.isin(_column(table, cut), allowed))
+            passed = torch.from_numpy(np.isin(values(table, cut), allowed))
             notes.append(f"{cut}: {int((~passed).sum())} rows outside the cut (kept; see clean)")
             clean &= passed
     ids = np.asarray(table[identifier]) if identifier in table.colnames else np.arange(len(table))
@@ -297,7 +333,7 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
     if aperture:
         if "total_off2" not in table.colnames:
             raise ValueError("aperture fluxes need the column total_off2 to become total; keep it when you cut the catalogue")
-        offset[:, aperture] += _column(table, "total_off2")[:, None]
+        offset[:, aperture] += values(table, "total_off2")[:, None]
     for i, name in enumerate(survey.BANDS["column"]):
         if f"{name}_VALID" in table.colnames:
             flux[~np.asarray(table[f"{name}_VALID"]).astype(bool), i] = np.nan
@@ -305,7 +341,7 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
         limit = (np.asarray(table["UL_MASK"])[:, None] >> np.arange(flux.shape[1])) & 1 == 1
         flux = np.where(limit & (flux_err > 0), 0.0, flux)
         notes.append(f"{int(limit.sum())} non-detections enter as zero flux with the published limit as error")
-    reddening = _column(table, "EBV_MW") if "EBV_MW" in table.colnames else np.full(len(table), np.nan)
+    reddening = values(table, "EBV_MW") if "EBV_MW" in table.colnames else np.full(len(table), np.nan)
     if np.isfinite(reddening).any():
         if not np.isfinite(reddening).all():
             notes.append(f"EBV_MW is missing in {int((~np.isfinite(reddening)).sum())} rows: the median of the others is used there")
@@ -331,7 +367,7 @@ def write(path, tables):
     path : path
         Ends in ``.parquet``; a file of that name is replaced.
     tables : iterable of Table
-        All with the columns, units and metadata of the first; metadata are JSON values.
+        All with the columns, types, units and metadata of the first; metadata are JSON values.
 
     Raises
     ------
@@ -351,6 +387,7 @@ def write(path, tables):
         pyarrow.field(name, pyarrow.from_numpy_dtype(first[name].dtype), nullable=False, metadata={"unit": units[name]}) for name in names
     ]
     about = {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(first[:0])), "popcosmos": json.dumps(first.meta | {"units": units})}
+    about |= {f"table::len::{name}": str(first[name].dtype.itemsize // 4) for name in names if first[name].dtype.kind == "U"}  # for astropy
     schema = pyarrow.schema(fields, about)
     with store.replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, **_PACKED) as file:
         for table in itertools.chain([first], tables):

@@ -1,0 +1,74 @@
+"""Tasks on the cores of this machine or on a cluster, through Dask; nothing here is needed to work in one process.
+
+Dask is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give the
+address of their scheduler; catalogue and output must lie on a file system that all of them see:
+
+    >>> from dask_jobqueue import SLURMCluster
+    >>> cluster = SLURMCluster(cores=16, processes=16, memory="64GB", walltime="08:00:00", queue="...")
+    >>> cluster.scale(jobs=20)              # or cluster.adapt(maximum_jobs=20)
+    >>> print(cluster.scheduler_address)    # tcp://...:8786, for --scheduler; keep this process alive
+
+Used by ``fitting``.
+"""
+
+__all__ = ["run"]
+
+_AHEAD = 4  # tasks in the hands of the scheduler per core: enough to keep it busy, few enough for a million tasks
+_PATIENCE = "20s"
+
+
+def run(function, tasks, workers=1, scheduler=None):
+    """Results of ``function`` on every task, in the order in which they end.
+
+    Parameters
+    ----------
+    function : callable
+        Of one argument; like the tasks it travels by pickle.
+    tasks : sequence
+    workers : int
+        Processes on this machine, one thread each; 1 works in this process, without Dask.
+    scheduler : str, optional
+        Address of a running Dask scheduler, whose workers are used instead.
+
+    Yields
+    ------
+    object
+        What ``function`` returns. An exception of a task is raised here.
+
+    Raises
+    ------
+    ValueError
+        If Dask is wanted but not installed, or no scheduler answers.
+    """
+    if scheduler is None and workers == 1:
+        yield from map(function, tasks)
+        return
+    try:
+        import distributed
+    except ImportError:
+        raise ValueError("--workers and --scheduler need Dask: pip install popcosmos[cluster]") from None
+    if scheduler is None:
+        options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+            yield from _results(distributed, client, function, tasks)
+        return
+    try:
+        client = distributed.Client(scheduler, timeout=_PATIENCE)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler!r}, an address such as tcp://host:8786 ({error})") from None
+    with client:
+        yield from _results(distributed, client, function, tasks)
+
+
+def _results(distributed, client, function, tasks):
+    tasks = iter(tasks)
+    cores = max(1, sum(client.ncores().values()))
+    first = [task for _, task in zip(range(_AHEAD * cores), tasks, strict=False)]
+    waiting = distributed.as_completed(client.map(function, first, pure=False))
+    for done in waiting:
+        result = done.result()
+        done.release()
+        for task in tasks:
+            waiting.add(client.submit(function, task, pure=False))
+            break
+        yield result

@@ -1,0 +1,73 @@
+"""Tasks on several processes: every one once, the same results as in one process, and a sentence where there is no cluster."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import standin
+from astropy.table import Table
+
+from popcosmos_lib import cluster, fitting
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def dask():
+    return pytest.importorskip("distributed", reason="Dask is not installed: pip install popcosmos[cluster]")
+
+
+@pytest.fixture
+def threads():
+    """The address of a scheduler whose one worker is a thread of this process."""
+    with dask().LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as made:
+        yield made.scheduler_address
+
+
+def test_one_process_needs_no_dask(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert list(cluster.run(abs, [-1, 2, -3])) == [1, 2, 3]
+    for options in ({"workers": 2}, {"scheduler": "tcp://127.0.0.1:8786"}):
+        with pytest.raises(ValueError, match=r"pip install popcosmos\[cluster\]"):
+            list(cluster.run(abs, [1], **options))
+
+
+def test_every_task_once_even_if_there_are_many(threads):
+    assert sorted(cluster.run(abs, range(-60, 0), scheduler=threads)) == list(range(1, 61))
+    assert list(cluster.run(abs, [], scheduler=threads)) == []
+
+
+def reciprocal(x):
+    return 1 / x
+
+
+def test_an_exception_of_a_task_is_raised_here(threads):
+    with pytest.raises(ZeroDivisionError):
+        list(cluster.run(reciprocal, [1, 2, 0, 3], scheduler=threads))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://no.such.host.invalid:8786", "nonsense://x"])
+def test_no_scheduler_there_is_said_in_one_sentence(monkeypatch, address):
+    dask()
+    monkeypatch.setattr(cluster, "_PATIENCE", "1s")
+    with pytest.raises(ValueError, match=f"no Dask scheduler answers at '{address}', an address such as tcp://host:8786"):
+        list(cluster.run(abs, [1], scheduler=address))
+
+
+@pytest.mark.parametrize("where", ["workers", "scheduler"])
+def test_a_catalogue_on_two_processes_or_a_scheduler_is_that_of_one(tmp_path, monkeypatch, request, where):
+    dask()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))  # of the workers, which import the stand-in
+    options = {"workers": 2} if where == "workers" else {"scheduler": request.getfixturevalue("threads")}
+    table = standin.mock(40)
+    table["flux_r"][11] = standin.POISON
+    table.write(tmp_path / "mock.parquet")
+    settings = fitting.Settings(draws=2)
+    assert fitting.run(tmp_path / "mock.parquet", tmp_path / "one.parquet", settings=settings, fit=standin.fit) == (40, 1)
+    assert fitting.run(tmp_path / "mock.parquet", tmp_path / "p.parquet", settings=settings, fit=standin.fit, chunk=6, **options) == (40, 1)
+    for name in ("{}.parquet", "{}_draws.parquet"):
+        one, many = (Table.read(tmp_path / name.format(stem)) for stem in ("one", "p"))
+        assert len(one) == len(many)
+        for column in one.colnames:
+            np.testing.assert_array_equal(np.asarray(one[column]), np.asarray(many[column]), err_msg=column)
