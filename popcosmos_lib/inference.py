@@ -25,7 +25,7 @@ __all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit"
 PRIORS = ("pop-cosmos", "prospector")
 ENGINES = ("exact", "ensemble")
 QUANTILES = {"q02": 0.0228, "q16": 0.1587, "q50": 0.5, "q84": 0.8413, "q97": 0.9772}
-DERIVED = {"log10SFR": "dex(Msun/yr)", "log10sSFR": "dex(1/yr)", "age": "Gyr", "log10M_remain": "dex(Msun)", "A_V": "mag"}
+DERIVED = ("log10SFR", "log10sSFR", "age", "log10M_remain", "A_V")
 FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
     32: "the model does not reproduce its photometry: a star, a quasar, a wrong flux",
     64: "not to be trusted: k-hat of the weights above 0.7, or R-hat of the chains above 1.1",
@@ -51,7 +51,7 @@ class Result:
     summary : Table
         One row a galaxy: ``id``, ``<parameter>_q02 _q16 _q50 _q84 _q97`` for the 16 parameters and ``DERIVED`` (the star-formation rate is
         a 100 Myr average, the specific one per formed mass, A_V that of the diffuse dust), ``ess`` (effective draws), ``khat`` (Pareto
-        index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws,
+        index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws (empty where there are none),
         ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``misfit.p_values``), ``bands``, and ``flags`` (sum of bits of ``FLAGS``).
     prior : str
     """
@@ -139,7 +139,7 @@ def fit(
     samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
     weights = torch.full((len(flux), n_draws), torch.nan)
     scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band")}
-    used = ["none"] * len(flux)
+    used = [""] * len(flux)
     if engine == "exact":
         guess = guess or proposal.load(prior, profile)
         redshift = torch.full((len(flux),), torch.nan) if redshift is None else torch.as_tensor(redshift, dtype=torch.float32)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Normal, Sky, Toy
 
-from popcosmos_lib import inference, metrics, parameters, priors, proposal, trials
+from popcosmos_lib import inference, metrics, parameters, photoz, priors, proposal, trials
 
 N = 40
 OPTIONS = {"emulator": Toy(), "population": Normal(), "floor": 0.02, "seed": 4}
@@ -73,10 +73,29 @@ def test_missing_bands_and_empty_rows(trial, guess):
     flux[3, 2:] = torch.nan  # two bands left
     found = inference.fit(flux, part.flux_err[:6], guess=guess[0], **OPTIONS)
     table = found.summary
-    assert np.isnan(table["z_q50"][2]) and table["flags"][2] & 16 and table["engine"][2] == "none"
+    assert np.isnan(table["z_q50"][2]) and table["flags"][2] & 16 and table["engine"][2] == ""
     assert np.isfinite(np.delete(np.asarray(table["z_q50"]), 2)).all()
     narrow, wide = (table["z_q84"] - table["z_q16"])[0], (table["z_q84"] - table["z_q16"])[3]
     assert wide > narrow, "two bands cannot know more than 21"
+
+
+def test_known_redshifts_are_kept_and_tell_more_of_the_rest(trial, guess, result):
+    few, z = slice(0, 4), trial.theta[:4, -1].clone()
+    z[3] = torch.nan
+    known = inference.fit(trial.flux[few], trial.flux_err[few], guess=guess[0], redshift=z, **OPTIONS)
+    apart = (known.samples[:3, :, -1] - z[:3, None]).abs() / (1 + z[:3, None])
+    assert float(apart.max()) < 0.012 and torch.equal(known.samples[3], result.samples[3])
+
+
+def test_zero_points_of_two_bands_are_found_by_the_other_half(trial, guess):
+    wrong = torch.ones(26)
+    wrong[4], wrong[11] = 1.25, 0.8
+    options = {**OPTIONS, "guess": guess[0], "n_draws": 128}
+    g = torch.Generator().manual_seed(11)
+    flux, flux_err, found = photoz.cross_validated(trial.flux * wrong, trial.flux_err * wrong, trial.theta[:, -1], g, **options)
+    assert torch.allclose(found[:, [4, 11]], wrong[[4, 11]].expand(2, 2), rtol=0.06)
+    assert float((found - wrong).abs().median()) < 0.02
+    assert torch.allclose(flux / flux_err, trial.flux / trial.flux_err, rtol=1e-4), "signal to noise is what it was"
 
 
 def test_density_of_the_closed_prior_is_that_of_the_prior(guess):

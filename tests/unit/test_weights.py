@@ -41,7 +41,7 @@ def test_untrained_large_and_uncommitted_weights_are_refused(made, monkeypatch):
     assert not (made / "popcosmos_lib").exists()
 
 
-@pytest.mark.parametrize("name", ["emulator", "spectra", "emulator_survey"])
+@pytest.mark.parametrize("name", ["emulator", "spectra", "emulator_survey", "proposal", "proposal_prospector"])
 def test_shipped_weights_are_small_and_say_where_they_come_from(name):
     artefact = store.load(name, "published")
     assert artefact.path.stat().st_size <= publish.WEIGHTS_LIMIT
