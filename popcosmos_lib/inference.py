@@ -51,8 +51,9 @@ class Result:
     summary : Table
         One row a galaxy: ``id``, ``<parameter>_q02 _q16 _q50 _q84 _q97`` for the 16 parameters and ``DERIVED`` (the star-formation rate is
         a 100 Myr average, the specific one per formed mass, A_V that of the diffuse dust), ``ess`` (effective draws), ``khat`` (Pareto
-        index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws (empty where there are none),
-        ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``misfit.p_values``), ``bands``, and ``flags`` (sum of bits of ``FLAGS``).
+        index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws
+        (empty where there are none), ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``misfit.p_values``), ``bands``, and ``flags`` (sum of
+        bits of ``FLAGS``).
     prior : str
     """
 
