@@ -37,7 +37,7 @@ import contextlib
 
 import torch
 
-from popcosmos_lib import catalog, data, emulator, filters, inference, metrics, photoz, population, proposal, release, run, samples
+from popcosmos_lib import catalog, data, emulator, filters, inference, metrics, photoz, population, proposal, release, run, samples, store
 from popcosmos_lib.figures import fits
 from popcosmos_lib.provenance import sha256
 
@@ -125,6 +125,12 @@ for name in inference.PRIORS:
         several_redshifts=f"{int(((found.data[f'flags {name}'] & 256) > 0).sum())} galaxies",
         effective_draws=f"median {found.data[f'ess {name}'].median():.0f}, least {found.data[f'ess {name}'].min():.0f}",
     )
+
+# %%
+qp_file = store.home() / "artefacts" / profile / "photoz_qp.hdf5"
+z_q50 = quantiles["pop-cosmos"][1].numpy()
+photoz.write_qp(qp_file, draws["pop-cosmos"], weight["pop-cosmos"], z_true=z.numpy(), z_q50=z_q50, khat=found.data["khat pop-cosmos"].numpy())
+print(f"the posteriors under the pop-cosmos prior as a qp ensemble, which RAIL reads: {qp_file.name}")
 
 # %%
 r = filters.magnitude_from_flux(galaxies.flux[:, filters.SHORT.index("r")])

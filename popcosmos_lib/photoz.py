@@ -1,19 +1,23 @@
-"""Zero points from galaxies of known redshift, never from those that are scored.
+"""Zero points from galaxies of known redshift, never from those that are scored; redshift posteriors in a file that qp reads.
 
 Used by notebook 08.
 
 References
 ----------
-Leistedt et al. (2023), arXiv:2207.07673 sect. 3 (zero points refined with spectroscopic redshifts).
+Leistedt et al. (2023), arXiv:2207.07673 sect. 3 (zero points refined with spectroscopic redshifts); Malz et al.
+(2018), arXiv:1806.00014 (qp, the format of RAIL).
 """
 
+import h5py
+import numpy as np
 import torch
 
-from popcosmos_lib import inference, likelihood
+from popcosmos_lib import inference, likelihood, parameters, store
 
-__all__ = ["cross_validated", "zero_points"]
+__all__ = ["cross_validated", "write_qp", "zero_points"]
 
 _SIGNIFICANT = 5.0  # flux over error of the measurements that count
+_STEP = 0.01  # in redshift, of the histograms of ``write_qp``
 _FEWEST = 10  # galaxies that a band needs; below, its zero point is left alone
 
 
@@ -73,3 +77,31 @@ def cross_validated(flux, flux_err, redshift, generator, **options):
     for rows, correction in zip(halves, reversed(corrections), strict=True):
         factor[rows] = correction
     return flux / factor, flux_err / factor, torch.stack(corrections)
+
+
+def write_qp(path, z, weight, **ancillary):
+    """Write redshift posteriors as a qp ensemble of histograms: ``qp.read(path)``, and with it RAIL, takes the file.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file.
+    z, weight : Tensor of shape (n, draws)
+        Weighted draws; a galaxy without any is left out.
+    **ancillary : array_like of shape (n,)
+        Further columns of the ensemble.
+    """
+    upper = float(parameters.BOUNDS[parameters.INDEX["z"], 1])
+    edges = np.linspace(0, upper, round(upper / _STEP) + 1)
+    kept = z.isfinite().all(1).numpy()
+    rows = [np.histogram(values, edges, weights=w)[0] for values, w in zip(z.numpy()[kept], weight.numpy()[kept], strict=True)]
+    density = np.array(rows) / _STEP
+    groups = {
+        "data": {"pdfs": density / (density.sum(1, keepdims=True) * _STEP)},
+        "meta": {"bins": edges[None], "pdf_name": np.array([b"hist"]), "pdf_version": np.array([0])},
+        "ancil": {name: np.asarray(values)[kept] for name, values in ancillary.items()},
+    }
+    with store.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for group, columns in groups.items():
+            for name, values in columns.items():
+                file[f"{group}/{name}"] = values
