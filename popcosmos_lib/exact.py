@@ -83,8 +83,10 @@ class Target:
         theta = theta.unflatten(0, w.shape[:2])
         if self.redshift is not None:
             known = self.redshift[rows][:, None]
+            there = known.isfinite()
+            known = torch.where(there, known, 0.0)  # before it meets z: a NaN would spoil the gradient even where it is left out
             apart = (parameters.column(theta, "z") - known) / (_KNOWN * (1 + known))
-            log_p = log_p - 0.5 * apart.nan_to_num(0.0).square()
+            log_p = log_p - torch.where(there, 0.5 * apart.square(), 0.0)
         return log_p, theta
 
 
