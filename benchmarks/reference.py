@@ -6,7 +6,7 @@ kept is theta only. Convergence: split R-hat below 1.01 in every parameter, each
 
     python benchmarks/reference.py [FILE]
 
-Writes FILE (benchmarks/results/reference.json), which benchmarks/inference.py and a test read.
+Writes FILE (benchmarks/results/reference.json), which benchmarks/inference.py reads.
 """
 
 import json

@@ -23,7 +23,7 @@ from astropy.table import Table, vstack
 
 from popcosmos_lib import catalog, filters, sources, survey
 
-__all__ = ["NOTHING", "UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
+__all__ = ["KIDS", "NOTHING", "UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
 
 NOTHING = 16  # bit of catalog.FLAGS: no usable band
 AB = "AB mag"
@@ -35,7 +35,7 @@ _SYNONYMS = {
 _NO_MAGNITUDE = 50.0  # 99 and -99 are written where nothing was measured
 _FIELDS = ("id", "bands", "unit", "z_spec", "ebv", "zero_points")
 _IDENTIFIERS = ("ID", "id", "SeqNr")
-_KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}  # band fitted: band measured
+KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}  # band fitted: band measured
 _KIDS_NAMES = (("MAG_GAAP_{}", "MAGERR_GAAP_{}"), ("FLUX_GAAP_{}", "FLUXERR_GAAP_{}"), ("{}_FLUX", "{}_FLUXERR"))
 _KIDS_NOTE = (
     "KiDS names: u, g, r, i and Z are fitted as the u, g, r, i, z of COSMOS2020, the nearest bands of the model, without colour terms; "
@@ -211,7 +211,7 @@ def resolve(source, path=None):
         ebv = "EBV_MW" if "EBV_MW" in names else None
         return _recognised(source, "COSMOS2020", bands, catalog.REDSHIFTS, "uJy", ebv=ebv, zero_points=release)
     for value, error in _KIDS_NAMES:
-        pairs = {band: (value.format(measured), error.format(measured)) for band, measured in _KIDS.items()}
+        pairs = {band: (value.format(measured), error.format(measured)) for band, measured in KIDS.items()}
         bands = {band: pair for band, pair in pairs.items() if set(pair) <= names.keys()}
         if len(bands) > 1:
             return _recognised(source, "KiDS", bands, catalog.REDSHIFTS, AB if value.startswith("MAG") else None, notes=(_KIDS_NOTE,))

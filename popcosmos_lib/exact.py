@@ -1,8 +1,8 @@
 """Exact posteriors of many galaxies: an amortised proposal, then importance sampling until the weights can be trusted.
 
-Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights put right what
-is left, so that the result does not depend on how well the proposal was trained, only its cost does. What does not pass is
-annealed and walked by Hamiltonian chains in the same coordinates. Introduced in notebook 07.
+Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
+left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. What does not pass is annealed
+and walked by Hamiltonian chains in the same coordinates. Introduced in notebook 07.
 
 References
 ----------

@@ -14,10 +14,16 @@ import torch
 
 from popcosmos_lib import filters, likelihood, lines, survey
 
-__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "faint", "log_passing"]
+__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "faint", "limit", "log_passing"]
 
 SELECTION = "r<25"
 _LINE_ROWS = 4096  # galaxies whose (44, 26) line fluxes are held at once
+
+
+def limit(selection=SELECTION):
+    """Position of the band of a selection such as ``"r<25"``, and the faintest flux that passes [µJy], a float32 Tensor of shape ()."""
+    band, magnitude = selection.split("<")
+    return filters.SHORT.index(band.strip()), filters.flux_from_magnitude(torch.tensor(float(magnitude)))
 
 
 def log_passing(magnitude, flux, flux_err, floor=0.0):
@@ -38,8 +44,7 @@ def log_passing(magnitude, flux, flux_err, floor=0.0):
     -------
     Tensor of shape (...)
     """
-    band, limit = SELECTION.split("<")
-    b, faintest = filters.SHORT.index(band), filters.flux_from_magnitude(torch.tensor(float(limit))).to(magnitude)
+    b, faintest = limit()
     model, there = likelihood.model_flux(magnitude[..., b]), flux_err[..., b].isfinite()
     width = (torch.where(there, flux_err[..., b], 1.0) ** 2 + (torch.as_tensor(floor).expand(magnitude.shape[-1])[b] * model) ** 2).sqrt()
     return torch.where((flux[..., b] > faintest) & there, likelihood.log_tail((faintest - model) / width), 0.0)
@@ -47,7 +52,7 @@ def log_passing(magnitude, flux, flux_err, floor=0.0):
 
 def faint(flux):
     """Which galaxies (n, 26) [µJy] were measured in the band of the population's selection and did not pass it: (n,), bool."""
-    return flux[:, filters.SHORT.index(SELECTION.split("<")[0])].isfinite() & ~survey.select(flux, SELECTION)
+    return flux[:, limit()[0]].isfinite() & ~survey.select(flux, SELECTION)
 
 
 class Draws(NamedTuple):
@@ -114,7 +119,7 @@ class ForwardModel:
     @property
     def reference(self):
         """Position of the band of the selection, whose zero point is fixed."""
-        return filters.SHORT.index(self.selection.split("<")[0].strip())
+        return limit(self.selection)[0]
 
     def corrected(self, log_zero_point, line_scale):
         """The same forward model with other zero points (26,) and line strengths (44,)."""
@@ -187,8 +192,7 @@ class ForwardModel:
 
         Only cuts of the form ``"<band><<magnitude>"`` can be evaluated here.
         """
-        b, limit = self.reference, float(self.selection.split("<")[1])
-        faintest = filters.flux_from_magnitude(torch.tensor(limit))
+        b, faintest = limit(self.selection)
         need = (faintest.to(seen.flux) - self.survey.zero_point.to(seen.flux)[b] * seen.flux_true[:, b]) / seen.flux_err[:, b]
         return likelihood.log_tail(need)
 

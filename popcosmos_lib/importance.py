@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Draws", "Mixture", "effective", "pareto_smooth", "sample", "thin"]
+__all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
 
 _NU = 8.0  # degrees of freedom of the components
 _COMPONENTS = 4

@@ -93,7 +93,7 @@ def fit(
     population : Population, optional
         By default the one of ``profile``; not used under "prospector".
     guess : proposal.Proposal, optional
-        By default the one of ``profile`` for this prior (exact engine). One trained on another emulator costs time, not exactness;
+        By default the one of ``profile`` for this prior (exact engine). One trained on another emulator costs time;
         with another population train its own, ``proposal.learn``.
     profile : str
         Whose emulator, population and proposal the defaults are: ``"published"``, or those that the notebooks made in a profile.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from popcosmos_lib import filters, flows, likelihood, parameters, priors, store, survey
-from popcosmos_lib.population import SELECTION
+from popcosmos_lib.population import SELECTION, inside
 
 __all__ = ["NAMES", "Proposal", "learn", "load", "restore"]
 
@@ -100,8 +100,7 @@ class Proposal(nn.Module):
         """ln prior density [nat per unit x] at x (n, 16), whose parameters are ``theta``; (n,)."""
         if population is None:
             return priors.Prospector().log_prob(self.centre + self.spread * x) + self.spread.log().sum()
-        mass, (lower, upper) = parameters.column(theta, "log10M_formed"), parameters.BOUNDS[0].tolist()
-        return torch.where((mass >= lower) & (mass <= upper), flows.log_normal(x), -torch.inf)
+        return torch.where(inside(theta), flows.log_normal(x), -torch.inf)
 
 
 class _Mocks:
@@ -128,9 +127,8 @@ class _Mocks:
             return parameters.to_latent(theta), theta
         u = torch.randn(n, 16, generator=generator)
         theta = torch.cat([population.from_base(rows) for rows in u.split(8192)])
-        lower, upper = parameters.BOUNDS[0].tolist()
-        inside = (theta[:, 0] >= lower) & (theta[:, 0] <= upper)
-        return u[inside], theta[inside]
+        good = inside(theta)
+        return u[good], theta[good]
 
     def batch(self, n):
         """x, flux, flux_err and floor of about ``n`` mocks; NaN where a band is missing."""

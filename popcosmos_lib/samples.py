@@ -2,7 +2,7 @@
 
 Surveys whose bands are not the 26 of COSMOS2020 are fitted through `Slots`: each of their bands takes the place of the COSMOS2020 band
 nearest to it, the model is synthesised through their own curves, and the other places stay empty. The proposal then guesses from
-slightly wrong bands, which costs time and not exactness. Files are those of ``POPCOSMOS_DATA``. Used by notebook 08.
+slightly wrong bands, and the weights correct it. Files are those of ``POPCOSMOS_DATA``. Used by notebook 08.
 
 References
 ----------
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import catalog, filters, inference, parameters, sps
+from popcosmos_lib import catalog, columns, filters, inference, parameters, sps
 
 __all__ = ["FILES", "Sample", "Slots", "cosmos", "distant", "kids", "threedhst"]
 
@@ -87,10 +87,10 @@ class Slots:
         return filled
 
 
-def _place(table, columns):
+def _place(table, stems):
     """Fluxes and errors (n, 26) from columns: short name of the place -> stem of the column's name."""
     flux, flux_err = (torch.full((len(table), len(filters.SHORT)), torch.nan) for _ in range(2))
-    for band, stem in columns.items():
+    for band, stem in stems.items():
         for values, suffix in ((flux, "FLUX"), (flux_err, "FLUXERR")):
             column = np.ma.filled(np.ma.asarray(table[f"{stem}_{suffix}"], float), np.nan)
             values[:, filters.SHORT.index(band)] = torch.from_numpy(np.asarray(column, np.float32))
@@ -140,10 +140,9 @@ def threedhst(path):
 def kids(path):
     """KiDS+VIKING galaxies in nine bands, with the published BPZ redshifts. Aperture fluxes: colours are right, totals low."""
     table = Table.read(path)
-    places = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}
-    flux, flux_err = _place(table, places)
+    flux, flux_err = _place(table, columns.KIDS)
     floor = torch.full((len(filters.SHORT),), _KIDS_FLOOR)
     floor[0] = _KIDS_FLOOR_U
-    curves = dict(zip(places, filters.SURVEYS["kids"], strict=True))
+    curves = dict(zip(columns.KIDS, filters.SURVEYS["kids"], strict=True))
     ids = [f"kids {i}" for i in table["ID"]]
     return Sample(ids, flux, flux_err, _redshift(table, "zspec"), _redshift(table, "z_BPZ"), floor, Slots(curves))

@@ -62,9 +62,8 @@ def galaxies(n, population, emulator, sky, generator, floor=0.01):
     flux_err = sky.sigma(true, generator)
     scale = (flux_err**2 + (likelihood.fractional_error(floor, emulator) * true) ** 2).sqrt()
     noise = survey.student_t(true.shape, generator)
-    band, limit = forward.SELECTION.split("<")
-    b = filters.SHORT.index(band)
-    need = (filters.flux_from_magnitude(torch.tensor(float(limit))) - true[:, b]) / scale[:, b]
+    b, faintest = forward.limit()
+    need = (faintest - true[:, b]) / scale[:, b]
     # noise of the selection band beyond ``need``, by the quantiles of Student's t with two degrees of freedom
     tail = likelihood.log_tail(need.double()).exp() * torch.rand(n, generator=generator, dtype=torch.float64).clamp_min(1e-12)
     noise[:, b] = ((1 - 2 * tail) / (2 * tail * (1 - tail)).sqrt()).float()

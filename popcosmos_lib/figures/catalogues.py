@@ -5,13 +5,13 @@ import numpy as np
 import pyarrow.parquet
 from matplotlib.colors import LogNorm
 
-from popcosmos_lib import figures, schema, store
+from popcosmos_lib import figures, misfit, schema, store
+from popcosmos_lib.exact import ESS, KHAT
 
 __all__ = ["check", "page", "read", "write"]
 
 _COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", "p_fit", "flags"]
 _ROWS = 2_000_000  # galaxies that a page is drawn from, of larger catalogues evenly spaced row groups
-_ESS, _KHAT, _P_FIT = 400, 0.7, 0.02  # beyond which a galaxy is flagged
 _BLUE, _RED = figures.COLOURS[:2]
 
 
@@ -47,10 +47,10 @@ def page(table, title):
     there = np.isfinite(z) & np.isfinite(mass)
     _redshifts(first, table)
     _plane(fig, second, z[there], mass[there])
-    _quality(third, np.log10(table["ess"].clip(1)), np.log10(_ESS), f"above {_ESS}", r"$\log_{10}$ effective draws")
-    _quality(fourth, table["khat"].clip(-1, 2), _KHAT, f"below {_KHAT}", r"Pareto $\hat{k}$ of the importance weights")
+    _quality(third, np.log10(table["ess"].clip(1)), np.log10(ESS), f"above {ESS:g}", r"$\log_{10}$ effective draws")
+    _quality(fourth, table["khat"].clip(-1, 2), KHAT, f"below {KHAT}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
-    _quality(sixth, table["p_fit"], _P_FIT, f"below {_P_FIT}", "chance of a worse fit, p_fit")
+    _quality(sixth, table["p_fit"], misfit.UNLIKELY, f"below {misfit.UNLIKELY}", "chance of a worse fit, p_fit")
     return fig
 
 

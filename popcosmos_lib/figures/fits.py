@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
+__all__ = ["corner", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
 _LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
@@ -208,27 +208,6 @@ def trust(quality, p, unlikely, ess, khat):
     right.axvline(unlikely, color="0.5", lw=0.8)
     right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="smaller of the two p-values", ylabel="share of objects below")
     right.legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
-    return fig
-
-
-def cost(rows):
-    """What an engine costs against how far its posteriors are from converged ones.
-
-    Parameters
-    ----------
-    rows : list of dict
-        ``engine``, ``seconds`` [CPU s per galaxy] and ``distance`` [posterior sigma].
-
-    Returns
-    -------
-    Figure
-        Single width.
-    """
-    fig, axis = plt.subplots(figsize=(figures.SINGLE, 2.8))
-    for row, marker, colour in zip(rows, "osD^vP*X", figures.COLOURS, strict=False):
-        axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=6, label=row["engine"])
-    axis.set(xscale="log", yscale="log", xlabel="CPU time [s per galaxy]", ylabel="rms offset from the converged runs [$\\sigma$]")
-    axis.legend(loc="best", fontsize=6)
     return fig
 
 
