@@ -93,6 +93,19 @@ class _Linear(nn.Module):
         return torch.addmm(self.bias, self.weight, x)
 
 
+class _Block(nn.Module):
+    """Adds to columns what two linear layers make of them."""
+
+    def __init__(self, size, generator):
+        super().__init__()
+        self.first = _Linear(size, size, generator, math.sqrt(2))
+        self.second = _Linear(size, size, generator, 0.3)
+
+    def forward(self, x):
+        """(size, n), unchanged in shape."""
+        return x + self.second(functional.silu(self.first(x)))
+
+
 class _Coupling(nn.Module):
     """Bends the second half of the (permuted) dimensions by splines that depend on the first half and on the context."""
 
@@ -125,11 +138,16 @@ class Flow(nn.Module):
     context : int
         Features of the context, standardised; 0 for none.
     width : int
-        Units per hidden layer; the context is embedded in as many.
+        Units per hidden layer of the couplings; the context reaches them in as many numbers.
     depth : int
         Couplings.
     bins : int
         Bins of a spline.
+    embedding : int
+        Units of the network that reads the context. It runs once for all points that share a context, and the centre and the matrix of
+        each posterior come from it: width is cheap here and pays.
+    blocks : int
+        Residual blocks of that network.
     generator : torch.Generator, optional
         Source of the initial weights and of the permutations.
 
@@ -138,11 +156,13 @@ class Flow(nn.Module):
     A context may have fewer points than x: shape (n, 1, features) serves x of shape (n, k, dim) and is embedded n times only.
     """
 
-    def __init__(self, dim=16, context=0, *, width=96, depth=6, bins=8, generator=None):
+    def __init__(self, dim=16, context=0, *, width=96, depth=6, bins=8, embedding=384, blocks=3, generator=None):
         super().__init__()
         self.dim, self.context = dim, context
         size = width if context else 0
-        self.embedding = nn.ModuleList([_Linear(context, size, generator), _Linear(size, size, generator, math.sqrt(2))])
+        wide = embedding if context else 0
+        inner = [_Block(wide, generator) for _ in range(blocks if context else 0)]
+        self.embedding = nn.ModuleList([_Linear(context, wide, generator), *inner, _Linear(wide, size, generator, math.sqrt(2))])
         self.affine = _Linear(size, dim + dim * (dim + 1) // 2, generator, 0.1)
         orders = []
         for _ in range((depth + 1) // 2):  # every dimension is bent once in a pair of couplings
