@@ -35,7 +35,7 @@ n_draws: int = 512  # weighted posterior draws kept per galaxy
 floor: float = 0.01  # fractional error of the model flux beside the emulator's own
 min_trusted: float = 0.95  # least share of trials with k-hat < 0.7
 min_effective: float = 0.9  # least share of trials with 400 effective draws
-min_caught: float = 0.7   # least share of planted objects that are flagged (the aim is 0.9)
+min_caught: float = 0.85  # least share of planted objects that are flagged
 max_alarms: float = 0.1  # largest share of trials that are flagged
 max_bias: float = 0.15  # largest median offset of log10 M from the truth [dex]
 confidence: float = 0.999  # of the range that the counts of truths must fall in
@@ -51,7 +51,7 @@ from popcosmos_lib.catalog import from_table
 from popcosmos_lib.exact import ESS, KHAT
 from popcosmos_lib.figures import fits
 from popcosmos_lib.igm import transmission
-from popcosmos_lib.misfit import UNLIKELY
+from popcosmos_lib.misfit import UNLIKELY, combined
 from popcosmos_lib.population import Population
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
@@ -137,22 +137,17 @@ tests = this.artefact("trials", tried, parameters=settings | sizes, inputs=[*inp
 score = {kind: {key.split("/")[1]: value for key, value in tests.data.items() if key.startswith(f"{kind}/")} for kind in photometry}
 
 # %%
-pit = {
-    kind: torch.stack([metrics.pit(score[kind]["draws"][..., i], truth.theta[:, i], score[kind]["weights"]) for i in range(16)], -1)
-    for kind, truth in {"26 bands": trial, "21 of 26 bands": fewer}.items()
-}
-together = {}
+ranks, equal = {}, this.generator("equal")
 for kind, truth in {"26 bands": trial, "21 of 26 bands": fewer}.items():
-    result = inference.Result(score[kind]["draws"], score[kind]["weights"], None, "pop-cosmos")
-    together[kind] = metrics.tarp(result.equal(400, this.generator("equal")), truth.theta, generator=this.generator("tarp"))
-limit = {kind: metrics.ks_limit(len(values), 1 - 0.01 / 17) for kind, values in pit.items()}  # 99 % for the 17 statistics together
-distance = {kind: [metrics.ks(column) for column in [*pit[kind].T, together[kind]]] for kind in pit}
-followed = [*(parameters.INDEX[name] for name in ("z", "log10M_formed")), 16]  # 16 is all together
-uniform = all(distance[kind][i] <= limit[kind] for kind in pit for i in followed)
-width = {kind: float(values.std(0).mean()) for kind, values in pit.items()}
-trusted = min(float((score[kind]["khat"] < KHAT).float().mean()) for kind in pit)
-effective = min(float((score[kind]["ess"] >= ESS).float().mean()) for kind in pit)
+    fit = inference.Result(score[kind]["draws"], score[kind]["weights"], None, "pop-cosmos")
+    ranks[kind] = trials.ranks(fit, truth.theta, equal)
+uniform = all(float(rank.distance.max()) <= rank.limit for rank in ranks.values())
+trusted = min(float((score[kind]["khat"] < KHAT).float().mean()) for kind in ranks)
+effective = min(float((score[kind]["ess"] >= ESS).float().mean()) for kind in ranks)
 flagged = {kind: float(((values["flags"] & 32) > 0).float().mean()) for kind, values in score.items()}
+error = likelihood.fractional_error(floor, model).expand(len(filters.SHORT))
+galactic = [kind for kind in trials.ODDITIES if kind != "star"]  # those that have true parameters
+possible = {kind: trials.caught(*photometry[kind], hosts.theta, model, error).float().mean() for kind in galactic}
 caught = float(np.mean([flagged[kind] for kind in trials.ODDITIES]))
 
 # %% tags=["nbval-check-output"]
@@ -161,33 +156,34 @@ this.report(
     proposals_improve=min(falls.values()) > 0,
     trusted=f"k-hat < {KHAT} in at least {min_trusted}: {trusted >= min_trusted}",
     effective=f"at least {ESS:.0f} effective draws in at least {min_effective}: {effective >= min_effective}",
-    ranks=f"of redshift, mass and all together uniform at 99 %: {uniform}",
+    ranks=f"of all 16 parameters and of all together uniform at 99 %: {uniform}",
     planted=f"at least {min_caught} flagged: {caught >= min_caught}",
     false_alarms=f"at most {max_alarms}: {flagged['26 bands'] <= max_alarms}",
 )
 
 # %%
-for kind in pit:
+for kind, rank in ranks.items():
     this.report(
         **{f"k-hat, {kind}": f"median {score[kind]['khat'].median():.2f}, worst {score[kind]['khat'].max():.2f}"},
         **{f"effective draws, {kind}": f"median {score[kind]['ess'].median():.0f}, least {score[kind]['ess'].min():.0f}"},
-        **{f"chains needed, {kind}": f"{int(score[kind]['chains'].sum())} of {len(pit[kind])}"},
-        **{f"CPU seconds per galaxy, {kind}": f"{float(score[kind]['cpu']) / len(pit[kind]):.2f}"},
-        **{f"largest KS, {kind}": f"{max(distance[kind]):.3f} of {limit[kind]:.3f} allowed; TARP {distance[kind][-1]:.3f}"},
-        **{f"spread of the ranks, {kind}": f"{width[kind]:.3f}, mean of 16 parameters; {12**-0.5:.3f} for exact posteriors"},
+        **{f"chains needed, {kind}": f"{int(score[kind]['chains'].sum())} of {len(rank.pit)}"},
+        **{f"CPU seconds per galaxy, {kind}": f"{float(score[kind]['cpu']) / len(rank.pit):.2f}"},
+        **{f"largest KS, {kind}": f"{rank.distance.max():.3f} of {rank.limit:.3f} allowed; TARP {rank.distance[-1]:.3f}"},
+        **{f"spread of the ranks, {kind}": f"{rank.spread:.3f}, mean of 16 parameters; {12**-0.5:.3f} for exact posteriors"},
     )
 this.report(**{f"flagged, {kind}": f"{share:.0%}" for kind, share in flagged.items()})
+this.report(**{f"could be flagged, {kind}": f"{share:.0%} if the true parameters were known" for kind, share in possible.items()})
 
 # %%
 assert trusted >= min_trusted and effective >= min_effective, "importance weights are too uneven: train the proposal longer"
-assert uniform, "ranks of redshift or mass are not uniform: posteriors are not those of the model that made the data; see the figure"
+assert uniform, "ranks are not uniform: posteriors are not those of the model that made the data; see the figure for the parameter"
 assert caught >= min_caught, "the flag misses objects that are no galaxies"
 assert flagged["26 bands"] <= max_alarms, "the flag cries wolf"
 
 # %% tags=["figure"]
 shown = [parameters.INDEX[name] for name in ("z", "log10M_formed", "dust2")]
-panels = {kind: values.numpy() for kind, values in pit.items()}
-this.savefig(fits.ranks(panels, parameters.LABELS, shown, limit["26 bands"]), "fit_ranks")
+panels = {kind: rank.pit.numpy() for kind, rank in ranks.items()}
+this.savefig(fits.ranks(panels, parameters.LABELS, shown, ranks["26 bands"].limit), "fit_ranks")
 
 # %% [markdown]
 # **Read it.** Each line is one parameter; a slope down, then up, would mean posteriors that are too narrow. The grey band holds all
@@ -199,9 +195,9 @@ this.savefig(fits.ranks(panels, parameters.LABELS, shown, limit["26 bands"]), "f
 # leaves less of it for the mixtures to find.
 
 # %% tags=["figure"]
-quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in pit}
-smaller = {kind: torch.minimum(score[kind]["p_fit"], score[kind]["p_band"]).numpy() for kind in ("26 bands", *trials.ODDITIES)}
-this.savefig(fits.trust(quality, smaller, UNLIKELY, ESS, KHAT), "fit_trust")
+quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in ranks}
+p = {kind: combined(score[kind]["p_fit"], score[kind]["p_band"]).numpy() for kind in ("26 bands", *trials.ODDITIES)}
+this.savefig(fits.trust(quality, p, UNLIKELY, ESS, KHAT), "fit_trust")
 
 # %% [markdown]
 # **Read it.** Left: sampling stops as soon as both lines are passed, so the points crowd above 400. Right: objects to the left of the line

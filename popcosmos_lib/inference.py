@@ -269,7 +269,7 @@ def _summary(samples, weights, scores, used, bands, flags, ids):
             table[f"{name}_{suffix}"] = value.numpy()
     doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > _WORST_R_HAT, scores["khat"] >= exact.KHAT)
     problems = {
-        32: (scores["p_fit"] < misfit.UNLIKELY) | (scores["p_band"] < misfit.UNLIKELY),
+        32: misfit.combined(scores["p_fit"], scores["p_band"]) < misfit.UNLIKELY,
         64: doubtful, 128: scores["ess"] < exact.ESS, 256: _separated(parameters.column(samples, "z"), weights),
     }  # fmt: skip
     for name in ("ess", "khat", "rhat"):

@@ -13,9 +13,10 @@ import math
 
 import torch
 
-__all__ = ["UNLIKELY", "p_values"]
+__all__ = ["UNLIKELY", "combined", "p_values"]
 
-UNLIKELY = 0.02  # p below which a galaxy is flagged, in either test
+UNLIKELY = 0.05  # p of both tests together below which a galaxy is flagged: so many false alarms at most
+_SHARES = 0.2, 0.8  # of them that each test may raise: a wrong spectrum leaves no doubt, one wrong band competes with the noise
 _MEAN, _VARIANCE = 2 - 2 * math.log(2), 0.8427**2  # of ln(1 + t^2 / 2)
 
 
@@ -45,3 +46,8 @@ def p_values(residual, there, weight):
     root = (2 + largest**2).sqrt()
     worst = -torch.expm1(bands * torch.log1p(-2 / (root * (root + largest))))  # any of n bands as far out
     return (whole * weight).sum(-1), (worst * weight).sum(-1)
+
+
+def combined(whole, worst):
+    """The p-value of both tests together: the smaller one, each over its share of the false alarms (Bonferroni); same shape, at most 1."""
+    return torch.minimum(whole / _SHARES[0], worst / _SHARES[1]).clamp_max(1.0)

@@ -232,14 +232,17 @@ def inference(measured):
     str
         Markdown, with a line on where it was measured.
     """
-    head = ["galaxies of the model", "n", "k-hat < 0.7", "400 draws", "needed chains", "largest KS of 16 ranks", "TARP", "99 % limit"]
+    head = ["galaxies of the model", "n", "k-hat < 0.7", "400 draws", "needed chains"]
+    head += ["largest KS of 16 ranks", "TARP", "99 % limit", "spread (0.289)"]
     lines = []
     for row in measured["gates"]:
         shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains")]
-        distances = [f"{value:.3f}" for value in (max(row["ranks"]), row["tarp"], row["limit"])]
+        distances = [f"{value:.3f}" for value in (max(row["ranks"][:-1]), row["ranks"][-1], row["limit"], row["spread"])]
         lines.append([row["sample"], row["n"], *shares, *distances, f"{row['seconds']:.2f}", f"{row['flagged']:.1%}"])
     text = _table([*head, "CPU s per galaxy", "flagged"], lines) + "\n\n"
-    text += _table(["planted", "n", "flagged"], [[row["kind"], row["n"], f"{row['flagged']:.0%}"] for row in measured["oddities"]]) + "\n\n"
+    best = [None if row["possible"] is None else f"{row['possible']:.0%}" for row in measured["oddities"]]
+    lines = [[row["kind"], row["n"], f"{row['flagged']:.0%}", most or "-"] for row, most in zip(measured["oddities"], best, strict=True)]
+    text += _table(["planted", "n", "flagged", "if the truth were known"], lines) + "\n\n"
     lines = []
     for row in measured["rows"]:
         if row["missing"]:

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from astropy import constants, units
 
-from popcosmos_lib import filters, forward, likelihood, survey
+from popcosmos_lib import filters, forward, likelihood, metrics, misfit, survey
 
-__all__ = ["ODDITIES", "Trial", "bright", "galaxies", "without"]
+__all__ = ["ODDITIES", "Ranks", "Trial", "bright", "caught", "galaxies", "ranks", "without"]
 
 _OFFSET = 0.5  # mag
+_EQUAL = 400  # draws of equal weight for the test of all parameters together
 _TEMPERATURES = (3000.0, 8000.0)  # K
 _BRIGHT = (20.0, 23.0)  # r of planted objects: fainter ones need their photometry to be trusted less [mag]
 
@@ -116,3 +117,45 @@ def bright(trial):
     r = filters.magnitude_from_flux(trial.flux[:, filters.SHORT.index("r")])
     rows = (r > _BRIGHT[0]) & (r < _BRIGHT[1])
     return Trial(*(x[rows] for x in trial))
+
+
+class Ranks(NamedTuple):
+    """Where the truths lie in their posteriors.
+
+    Attributes
+    ----------
+    pit : Tensor of shape (n, 16)
+        Posterior probability below the truth: uniform if posteriors are right.
+    distance : Tensor of shape (17,)
+        Kolmogorov-Smirnov distance from uniform of each parameter, and of all together (TARP).
+    limit : float
+        What 99 of 100 such experiments with right posteriors stay below in all 17.
+    spread : float
+        Standard deviation of the ranks, mean of the parameters: 0.289 if posteriors are right, larger if they are too narrow.
+    """
+
+    pit: torch.Tensor
+    distance: torch.Tensor
+    limit: float
+    spread: float
+
+
+def ranks(fit, theta, generator):
+    """Ranks of the true parameters (n, 16) in the posteriors of an ``inference.Result``.
+
+    References
+    ----------
+    Talts et al. (2018), arXiv:1804.06788; Lemos et al. (2023), arXiv:2302.03026 (TARP).
+    """
+    pit = torch.stack([metrics.pit(fit.samples[..., i], column, fit.weights) for i, column in enumerate(theta.T)], -1)
+    together = metrics.tarp(fit.equal(_EQUAL, generator), theta, generator=generator)
+    distance = torch.tensor([metrics.ks(column) for column in [*pit.T, together]])
+    return Ranks(pit, distance, metrics.ks_limit(len(theta), 1 - 0.01 / len(distance)), float(pit.std(0).mean()))
+
+
+@torch.no_grad()
+def caught(flux, flux_err, theta, emulator, floor):
+    """Whether objects would be flagged by one who knows the true parameters (n, 16): no flag can do better; (n,), bool."""
+    residual = likelihood.scaled_residual(likelihood.photometry(emulator, theta), flux, flux_err, floor)
+    p = misfit.p_values(residual[:, None], flux.isfinite(), torch.ones(len(flux), 1))
+    return misfit.combined(*p) < misfit.UNLIKELY

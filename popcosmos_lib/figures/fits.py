@@ -184,7 +184,7 @@ def trust(quality, p, unlikely, ess, khat):
     quality : dict of str to (ess, khat)
         Sample -> effective draws and Pareto index, each of shape (n,).
     p : dict of str to ndarray of shape (n,)
-        Sample -> the smaller of the two p-values.
+        Sample -> p-value of both tests together.
     unlikely, ess, khat : float
         Limits, drawn as lines.
 
@@ -206,7 +206,7 @@ def trust(quality, p, unlikely, ess, khat):
             np.concatenate([[1e-6], ordered]), np.arange(len(ordered) + 1) / len(ordered), where="post", color=colour, ls=style, label=name
         )
     right.axvline(unlikely, color="0.5", lw=0.8)
-    right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="smaller of the two p-values", ylabel="share of objects below")
+    right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="chance of a worse fit", ylabel="share of objects below")
     right.legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
     return fig
 

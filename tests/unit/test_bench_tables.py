@@ -119,18 +119,19 @@ def test_the_committed_rates_are_whole():
 
 
 def test_table_of_inference_shows_what_is_missing_and_what_is_missed():
-    gate = {"sample": "26 bands", "n": 9, "trusted": 1.0, "effective": 0.9, "chains": 0.1, "seconds": 1.5, "ranks": [0.1, 0.2], "tarp": 0.3}
-    gate |= {"limit": 0.25, "flagged": 0.04}
+    gate = {"sample": "26 bands", "n": 9, "trusted": 1.0, "effective": 0.9, "chains": 0.1, "seconds": 1.5, "ranks": [0.1, 0.2, 0.3]}
+    gate |= {"limit": 0.25, "flagged": 0.04, "spread": 0.3}
     row = {"engine": "fine", "missing": None, "seconds": 1.0, "distance": 0.05, "largest": 0.2, "sigma_mad": 0.01, "outliers": 0.0}
     row |= {"z": 0.05, "log10M_formed": 0.04, "log10SFR": 0.06}
-    odd = {"kind": "star", "n": 5, "flagged": 0.8}
+    odd = {"kind": "star", "n": 5, "flagged": 0.8, "possible": None}
     content = DEVICE | {"gates": [gate], "oddities": [odd], "rows": [row, {"engine": "gone", "missing": "not installed"}]}
     text = tables.inference(content)
-    assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 1.50 | 4.0% |" in text
+    assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 0.300 | 1.50 | 4.0% |" in text
+    assert "| star | 5 | 80% | - |" in text
     assert "| fine | 1.00 | 0.05 | 0.04 | 0.06 | 0.20 | 0.0100 | 0% |" in text and "not installed" in text
     problems = list(script("inference").missed(content))
     assert len(problems) == 3, "too few effective draws, ranks beyond the limit, stars that pass"
     assert any("effective" in line for line in problems) and any("0.300" in line for line in problems)
-    gate |= {"effective": 0.96, "tarp": 0.2}
+    gate |= {"effective": 0.96, "ranks": [0.1, 0.2, 0.2]}
     odd["flagged"] = 0.95
     assert not list(script("inference").missed(content))

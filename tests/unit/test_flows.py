@@ -11,7 +11,7 @@ from popcosmos_lib import flows
 def perturbed(dim, context=0, size=0.1, seed=1):
     """A flow far from the identity, in float64."""
     generator = torch.Generator().manual_seed(seed)
-    flow = flows.Flow(dim, context, width=16, depth=4, generator=generator).double()
+    flow = flows.Flow(dim, context, width=16, depth=4, embedding=16, generator=generator).double()
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter += size * torch.randn(parameter.shape, generator=generator)

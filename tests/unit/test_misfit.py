@@ -31,5 +31,12 @@ def test_one_wrong_band_and_a_wrong_spectrum_are_seen():
     band[..., 3] = 60.0
     p = misfit.p_values(torch.cat([good, band, spectrum]), torch.ones(3, 26, dtype=torch.bool), torch.ones(3, 1))
     assert p[0][0] > 0.5 and p[1][0] > 0.5
-    assert p[1][1] < misfit.UNLIKELY < p[0][1], "one band at 60 errors is one among 26 of Student's t, which the largest residual sees"
-    assert p[0][2] < misfit.UNLIKELY
+    assert p[1][1] < 0.01 < p[0][1], "one band at 60 errors is one among 26 of Student's t, which the largest residual sees"
+    assert (misfit.combined(*p) < misfit.UNLIKELY).tolist() == [False, True, True]
+
+
+def test_false_alarms_are_as_many_as_said():
+    residual = survey.student_t((20_000, 1, 26), torch.Generator().manual_seed(3))
+    p = misfit.p_values(residual, torch.ones(20_000, 26, dtype=torch.bool), torch.ones(20_000, 1))
+    share = float((misfit.combined(*p) < misfit.UNLIKELY).float().mean())
+    assert 0.9 * misfit.UNLIKELY - 0.01 < share < misfit.UNLIKELY + 0.005, "the two tests are nearly independent"

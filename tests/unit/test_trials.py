@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import Normal, Sky, Toy
 
-from popcosmos_lib import filters, likelihood, survey, trials
+from popcosmos_lib import filters, inference, likelihood, survey, trials
 
 FLOOR = 0.02
 
@@ -40,3 +40,23 @@ def test_oddities_change_the_photometry(trial, kind):
     changed = ((flux / some.flux - 1).abs() > 0.02).sum(1).float()
     assert flux.isfinite().all() and (flux_err > 0).all()
     assert float(changed.median()) == (1 if kind != "star" else pytest.approx(25, abs=2))
+
+
+def test_ranks_of_right_and_of_narrow_posteriors():
+    g = torch.Generator().manual_seed(4)
+    centre = torch.randn(300, 1, 16, generator=g)
+    theta, draws = (centre + torch.randn(300, k, 16, generator=g) for k in (1, 256))
+    weights = torch.full((300, 256), 1 / 256)
+    right = trials.ranks(inference.Result(draws, weights, None, "pop-cosmos"), theta[:, 0], g)
+    assert right.distance.shape == (17,) and float(right.distance.max()) < right.limit and right.spread == pytest.approx(12**-0.5, abs=0.01)
+    narrow = trials.ranks(inference.Result(centre + 0.6 * (draws - centre), weights, None, "pop-cosmos"), theta[:, 0], g)
+    assert (narrow.distance > narrow.limit).sum() > 8 and narrow.spread > 0.33
+
+
+def test_who_knows_the_truth_flags_few_galaxies_and_a_wrong_band(trial):
+    some = trials.bright(trial)
+    flagged = lambda flux, flux_err: float(trials.caught(flux, flux_err, some.theta, Toy(), FLOOR).float().mean())  # noqa: E731
+    assert flagged(*some[1:]) < 0.08
+    wrong = some.flux.clone()
+    wrong[:, 4] *= 100
+    assert flagged(wrong, some.flux_err) > 0.9
