@@ -65,7 +65,7 @@ sky = survey.load(this.whose(weights))
 # Under the population everything happens in its base noise u, where the prior is N(0, I) and the density of the diffusion model is
 # never needed; under the Prospector-like prior in the standardised latent. The flow maps unit normals to u given 26 fluxes, their errors
 # and which bands are missing. Its mocks have errors up to three times larger and smaller than the survey's, error floors from 0.5 to
-# 12 %, and half of them lack random bands. Training at full size takes a quarter of an hour of one core for each prior, so the fits below
+# 12 %, and half of them lack random bands. Training at full size takes three quarters of an hour of one core for each prior, so the fits below
 # use the published proposals unless told otherwise; the same training runs here at this profile's scale.
 
 # %%
@@ -76,7 +76,7 @@ def learned(prior):
     law = people if prior == "pop-cosmos" else None
     options = {"n_simulated": n_simulated, "steps": n_training, "generator": this.generator(f"proposal {prior}")}
     net, history = proposal.learn(law, model, sky, **options)
-    return net.state_dict(), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
+    return proposal.compact(net), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
 
 
 own = {

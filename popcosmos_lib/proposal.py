@@ -18,7 +18,7 @@ from torch import nn
 from popcosmos_lib import filters, flows, likelihood, parameters, priors, store, survey
 from popcosmos_lib.population import SELECTION, inside
 
-__all__ = ["NAMES", "Proposal", "learn", "load", "restore"]
+__all__ = ["NAMES", "Proposal", "compact", "learn", "load", "restore"]
 
 NAMES = {"pop-cosmos": "proposal", "prospector": "proposal_prospector"}  # artefacts
 _FAINTEST = 26.0  # r of the mocks of a prior of closed form, which has no selection of its own [mag]
@@ -189,6 +189,11 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
 
     history = flows.train(flow, batches, generator=generator, steps=steps, lr=_RATE, label="proposal")
     return proposal.eval().requires_grad_(False), history
+
+
+def compact(proposal):
+    """State dict of a proposal with its matrices in half precision: half the file, and a rounding that importance weights undo."""
+    return {name: value.half() if name.endswith("weight") else value for name, value in proposal.state_dict().items()}
 
 
 def restore(state):

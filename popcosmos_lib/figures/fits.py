@@ -1,5 +1,6 @@
 """Figures of the SED-fitting and photometric-redshift notebooks."""
 
+import itertools
 import math
 
 import corner as corner_plots
@@ -10,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
+__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
 _LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
@@ -211,8 +212,35 @@ def trust(quality, p, unlikely, ess, khat):
     return fig
 
 
+def cost(rows, seconds, distance):
+    """What each engine takes for how much exactness.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of each engine: ``engine``, ``seconds`` a galaxy, ``distance`` of its medians from the converged ones [posterior sigma].
+    seconds, distance : float
+        The bars, drawn as lines.
+
+    Returns
+    -------
+    Figure
+        Single width.
+    """
+    fig, axis = plt.subplots(figsize=(figures.SINGLE, 2.8))
+    for row, colour, marker in zip(rows, itertools.cycle(figures.COLOURS), itertools.cycle("osD^vPX<>")):
+        axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=5, label=row["engine"])
+    axis.axvline(seconds, color="0.6", lw=0.8, ls="--")
+    axis.axhline(distance, color="0.6", lw=0.8, ls="--")
+    low, high = (limit([row["distance"] for row in rows] + [distance]) for limit in (min, max))
+    axis.set(xscale="log", yscale="log", xlabel="CPU seconds per galaxy", ylabel=r"distance from converged medians $[\sigma]$")
+    axis.set_ylim(0.6 * low, 8 * high)  # room for the legend
+    axis.legend(loc="upper center", ncols=2, fontsize=6)
+    return fig
+
+
 def redshift_scatter(panels, note):
-    """Photometric against reference redshifts, one panel a sample, three in a row.
+    """Photometric against reference redshifts, one panel a sample, at most three in a row.
 
     Parameters
     ----------
@@ -226,8 +254,9 @@ def redshift_scatter(panels, note):
     Figure
         Double width.
     """
-    rows = math.ceil(len(panels) / 3)
-    fig, axes = plt.subplots(rows, 3, figsize=(figures.DOUBLE, 2.5 * rows), squeeze=False)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(figures.DOUBLE, 7.5 / columns * rows), squeeze=False)
     for axis, (title, (prior, z, (low, middle, high))) in zip(axes.flat, panels.items(), strict=False):
         top = 1.08 * max(z.max(), middle.max())
         line = np.linspace(0, top, 200)
