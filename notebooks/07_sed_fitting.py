@@ -65,8 +65,8 @@ sky = survey.load(this.whose(weights))
 # Under the population everything happens in its base noise u, where the prior is N(0, I) and the density of the diffusion model is
 # never needed; under the Prospector-like prior in the standardised latent. The flow maps unit normals to u given 26 fluxes, their errors
 # and which bands are missing. Its mocks have errors up to three times larger and smaller than the survey's, error floors from 0.5 to
-# 12 %, and half of them lack random bands. Training at full size takes three quarters of an hour of one core for each prior, so the fits below
-# use the published proposals unless told otherwise; the same training runs here at this profile's scale.
+# 12 %, and half of them lack random bands. Training at full size takes three quarters of an hour of one core for each prior, so the
+# fits below use the published proposals unless told otherwise; the same training runs here at this profile's scale.
 
 # %%
 size = {"n_simulated": n_simulated, "n_training": n_training}
@@ -189,10 +189,10 @@ this.savefig(fits.ranks(panels, parameters.LABELS, shown, ranks["26 bands"].limi
 # **Read it.** Each line is one parameter; a slope down, then up, would mean posteriors that are too narrow. The grey band holds all
 # lines of the left panel in 99 % of such experiments; the right panel has fewer galaxies and its lines may stray further.
 #
-# **Not there yet.** Redshift and mass pass; several of the star-formation ratios and dust parameters do not: the ranks of the truth spread
-# more widely than they should, so posteriors are ten to twenty per cent too narrow in those directions. Neither the effective draws nor
-# k-hat show it, because both know only the region that the mixtures have found. What is missed is thin and far; a flow trained longer
-# leaves less of it for the mixtures to find.
+# **Not there yet.** All lines pass with as many galaxies as these, but the spread printed above is larger than it should be: posteriors are
+# still somewhat too narrow. Neither the effective draws nor k-hat show it. Photometry of one per cent confines a galaxy to a thin curved
+# sheet, in some directions a tenth as thick as it is wide; mixtures are straight, and when they are fitted to the same draws that they
+# weigh, they flatter the weights: fresh draws from the last mixture are half as effective as those counted.
 
 # %% tags=["figure"]
 quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in ranks}

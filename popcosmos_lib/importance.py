@@ -19,10 +19,10 @@ import torch
 __all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
 
 _NU = 8.0  # degrees of freedom of the components
-_COMPONENTS = 4
+_COMPONENTS = 1  # each has 152 numbers to fit; four of them follow the very draws that they weigh, and flatter the weights
 _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
 _ITERATIONS = 4  # of the fit of a mixture
-_FITTED = 4096  # draws it is fitted to, those of the largest weight
+_FITTED = 16_384  # draws it is fitted to, those of the largest weight
 _LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
 _TEMPERS = torch.linspace(1.0, 0.0, 41)  # exponents tried
 _SHRINK = 10.0  # draws that the common covariance counts for in that of each component

@@ -112,13 +112,14 @@ def test_density_of_the_closed_prior_is_that_of_the_prior(guess):
 
 def test_proposals_survive_the_store(guess):
     net = guess[0]
-    again = proposal.restore(net.state_dict())
+    again, smaller = proposal.restore(net.state_dict()), proposal.restore(proposal.compact(net))
     flux, error = torch.rand(5, 26), torch.full((5, 26), 0.1)
     flux[:, 3] = torch.nan
     given = net.features(flux, error, torch.tensor(0.02))
     assert given.shape == (5, 78) and given.isfinite().all() and (given[:, 52 + 3] == 1).all()
     w = torch.randn(5, 16)
     assert torch.equal(again.flow.from_base(w, again.features(flux, error, torch.tensor(0.02)))[0], net.flow.from_base(w, given)[0])
+    assert torch.allclose(smaller.flow.from_base(w, given)[0], net.flow.from_base(w, given)[0], atol=0.05), "rounded, not changed"
 
 
 def test_mocks_of_the_closed_prior_are_bright_enough_and_the_brightest_bands_missing_sometimes():
