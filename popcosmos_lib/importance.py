@@ -19,7 +19,7 @@ import torch
 __all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
 
 _NU = 8.0  # degrees of freedom of the components
-_COMPONENTS = 1  # each has 152 numbers to fit; four of them follow the very draws that they weigh, and flatter the weights
+_COMPONENTS = 2  # each has 152 numbers to fit: more of them follow the very draws that they weigh, and flatter the weights
 _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
 _ITERATIONS = 4  # of the fit of a mixture
 _FITTED = 16_384  # draws it is fitted to, those of the largest weight
