@@ -1,6 +1,5 @@
 """Figures of the SED-fitting and photometric-redshift notebooks."""
 
-import itertools
 import math
 
 import corner as corner_plots
@@ -11,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
+__all__ = ["corner", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
 _LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
@@ -209,33 +208,6 @@ def trust(quality, p, unlikely, ess, khat):
     right.axvline(unlikely, color="0.5", lw=0.8)
     right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="chance of a worse fit", ylabel="share of objects below")
     right.legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
-    return fig
-
-
-def cost(rows, seconds, distance):
-    """What each engine takes for how much exactness.
-
-    Parameters
-    ----------
-    rows : list of dict
-        Of each engine: ``engine``, ``seconds`` a galaxy, ``distance`` of its medians from the converged ones [posterior sigma].
-    seconds, distance : float
-        The bars, drawn as lines.
-
-    Returns
-    -------
-    Figure
-        Single width.
-    """
-    fig, axis = plt.subplots(figsize=(figures.SINGLE, 2.8))
-    for row, colour, marker in zip(rows, itertools.cycle(figures.COLOURS), itertools.cycle("osD^vPX<>")):
-        axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=5, label=row["engine"])
-    axis.axvline(seconds, color="0.6", lw=0.8, ls="--")
-    axis.axhline(distance, color="0.6", lw=0.8, ls="--")
-    low, high = (limit([row["distance"] for row in rows] + [distance]) for limit in (min, max))
-    axis.set(xscale="log", yscale="log", xlabel="CPU seconds per galaxy", ylabel=r"distance from converged medians $[\sigma]$")
-    axis.set_ylim(0.6 * low, 8 * high)  # room for the legend
-    axis.legend(loc="upper center", ncols=2, fontsize=6)
     return fig
 
 
