@@ -3,7 +3,7 @@
 A flow maps points x to unit normal u: first an affine map with a full matrix, then couplings, each of which bends half of the dimensions
 by rational-quadratic splines whose knots depend on the other half. With a context (photometry, say) the matrix and the knots depend on it
 too: the affine map then centres and whitens each posterior, which narrow posteriors need, and the splines see coordinates of order one.
-Used by ``em``.
+Used by ``em`` and ``proposal``.
 
 The splines are our own because points run along the last axis and bins along the first: on a CPU that is 4 to 6 times as fast as splines
 with the bins last (zuko 1.6), and one pass gives the inverse together with its density.
