@@ -72,7 +72,6 @@ def gates(n, tools, sky):
 
 def oddities(tools, sky):
     """Share of planted objects of each kind that are flagged, and that would be if the galaxy's true parameters were known."""
-    floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
     g = torch.Generator().manual_seed(22)
     hosts = trials.bright(trials.galaxies(60 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR))
     hosts = trials.Trial(*(x[:PLANTED] for x in hosts))
@@ -80,8 +79,8 @@ def oddities(tools, sky):
     for kind, plant in trials.ODDITIES.items():
         seen = plant(hosts, g)
         table = inference.fit(*seen, floor=FLOOR, **tools).summary
-        share = lambda seen=seen: float(trials.caught(*seen, hosts.theta, tools["emulator"], floor).float().mean())  # noqa: E731
-        possible = None if kind == "star" else share()
+        known = trials.caught(*seen, hosts.theta, tools["emulator"], FLOOR)
+        possible = None if kind == "star" else float(known.float().mean())
         rows.append({"kind": kind, "n": len(table), "flagged": float(((table["flags"] & 32) > 0).mean()), "possible": possible})
         print(rows[-1], flush=True)
     return rows

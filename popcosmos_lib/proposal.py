@@ -149,7 +149,7 @@ class _Mocks:
         return self.x[rows][passed], flux[passed], error[passed], floor[passed]
 
 
-def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512, width=128, depth=6, embedding=384):
+def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512, width=128, depth=6):
     """Train the proposal of a prior.
 
     Parameters
@@ -165,7 +165,7 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
         Adam steps and galaxies in each.
     generator : torch.Generator
         On the CPU.
-    width, depth, embedding : int
+    width, depth : int
         Of the flow.
 
     Returns
@@ -179,7 +179,7 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
         base = population is not None
         centre, spread = (torch.zeros(16), torch.ones(16)) if base else (mocks.x.mean(0), mocks.x.std(0))
         mocks.x = (mocks.x - centre) / spread
-        flow = flows.Flow(context=_FEATURES, width=width, depth=depth, embedding=embedding, generator=generator)
+        flow = flows.Flow(context=_FEATURES, width=width, depth=depth, generator=generator)
         proposal = Proposal(flow, mocks.error.median(0).values, centre, spread)
         proposal.standardise(*mocks.batch(min(n_simulated, 20_000))[1:])
 

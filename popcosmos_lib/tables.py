@@ -240,8 +240,8 @@ def inference(measured):
         distances = [f"{value:.3f}" for value in (max(row["ranks"][:-1]), row["ranks"][-1], row["limit"], row["spread"])]
         lines.append([row["sample"], row["n"], *shares, *distances, f"{row['seconds']:.2f}", f"{row['flagged']:.1%}"])
     text = _table([*head, "CPU s per galaxy", "flagged"], lines) + "\n\n"
-    best = [None if row["possible"] is None else f"{row['possible']:.0%}" for row in measured["oddities"]]
-    lines = [[row["kind"], row["n"], f"{row['flagged']:.0%}", most or "-"] for row, most in zip(measured["oddities"], best, strict=True)]
+    share = lambda value: "-" if value is None else f"{value:.0%}"  # noqa: E731
+    lines = [[row["kind"], row["n"], share(row["flagged"]), share(row["possible"])] for row in measured["oddities"]]
     text += _table(["planted", "n", "flagged", "if the truth were known"], lines) + "\n\n"
     lines = []
     for row in measured["rows"]:

@@ -155,7 +155,8 @@ def ranks(fit, theta, generator):
 
 @torch.no_grad()
 def caught(flux, flux_err, theta, emulator, floor):
-    """Whether objects would be flagged by one who knows the true parameters (n, 16): no flag can do better; (n,), bool."""
-    residual = likelihood.scaled_residual(likelihood.photometry(emulator, theta), flux, flux_err, floor)
+    """Whether objects would be flagged by one who knows the true parameters (n, 16), (n,): no flag can do better; floor as `galaxies`."""
+    error = likelihood.fractional_error(floor, emulator)
+    residual = likelihood.scaled_residual(likelihood.photometry(emulator, theta), flux, flux_err, error)
     p = misfit.p_values(residual[:, None], flux.isfinite(), torch.ones(len(flux), 1))
     return misfit.combined(*p) < misfit.UNLIKELY
