@@ -125,11 +125,10 @@ def nautilus(flux, flux_err, tools):
 def without_weights(flux, flux_err, tools):
     """The proposal alone: 512 draws taken at their word."""
     floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
-    guess, g = tools["guess"], torch.Generator().manual_seed(1)
-    given = guess.features(flux, flux_err, floor)
+    target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
+    w = torch.randn(len(flux), 512, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        x = guess.flow.sample(512, g, given)[0]
-        theta = guess.theta(x.flatten(0, 1), tools["population"]).unflatten(0, x.shape[:2])
+        theta = target(w, torch.arange(len(flux)))[1]
     followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
     return torch.stack([values.median(1).values for values in followed], -1).numpy()
 

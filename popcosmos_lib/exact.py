@@ -2,7 +2,8 @@
 
 Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
 left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. What does not pass is annealed
-and walked by Hamiltonian chains in the same coordinates. Introduced in notebook 07.
+and walked by Hamiltonian chains in the same coordinates. A flow stands for the density of the population meanwhile; the draws that are
+kept are weighted by the population itself. Introduced in notebook 07.
 
 References
 ----------
@@ -22,6 +23,7 @@ __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
+_STEPS, _SPARE = 6, 1.2  # of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
 _STAGES, _LEAPFROGS, _KEPT = (40, 80), 8, 32  # trajectories, gradients in each, states kept of each chain
 
@@ -57,8 +59,9 @@ class Target:
     floor : Tensor of shape (26,)
         Fractional error of the model flux, that of the emulator included.
     proposal : proposal.Proposal
+        That of the prior.
     population : Population or None
-        The prior; None for the Prospector-like prior, to which ``proposal`` must belong.
+        The prior; None for the Prospector-like prior.
     emulator : object with ``magnitudes(theta)``
     redshift : Tensor of shape (n,), optional
         Known redshifts, to 0.2 per cent of 1 + z; NaN where unknown.
@@ -71,16 +74,14 @@ class Target:
 
     def __call__(self, w, rows):
         """ln posterior density of w (k, n, 16) [nat per unit w, unnormalised] for the galaxies ``rows`` (k,), and theta (k, n, 16)."""
-        x, log_det = self.proposal.flow.from_base(w, self.context[rows][:, None])
-        flat = x.flatten(0, 1)
-        theta = self.proposal.theta(flat, self.population)
-        magnitude = likelihood.photometry(self.emulator, theta).unflatten(0, w.shape[:2])
-        log_p = self.proposal.log_prior(flat, theta, self.population).unflatten(0, w.shape[:2]) - log_det
-        data = self.flux[rows][:, None], self.flux_err[rows][:, None]
+        data = self.flux[rows], self.flux_err[rows]
+        phi, magnitude, log_p = self.proposal.decode(w, self.context[rows], *data, self.floor, self.emulator)
+        theta = parameters.to_theta(phi)
+        log_p = log_p + self.proposal.log_prior(phi, theta)
+        data = [values[:, None] for values in data]
         log_p = log_p + likelihood.log_likelihood(magnitude, *data, self.floor)
         if self.population is not None:
             log_p = log_p - forward.log_passing(magnitude, *data, self.floor)
-        theta = theta.unflatten(0, w.shape[:2])
         if self.redshift is not None:
             known = self.redshift[rows][:, None]
             there = known.isfinite()
@@ -88,6 +89,24 @@ class Target:
             apart = (parameters.column(theta, "z") - known) / (_KNOWN * (1 + known))
             log_p = log_p - torch.where(there, 0.5 * apart.square(), 0.0)
         return log_p, theta
+
+    def amends(self, theta, weight):
+        """Weights of draws theta (n, 16) with the density of the population in place of the flow that stood for it; what share is left.
+
+        Returns
+        -------
+        weight : Tensor of shape (n,)
+            They add up to one.
+        share : float
+            Effective number of draws, of what it was.
+        """
+        if self.population is None:
+            return weight, 1.0
+        phi = parameters.to_latent(theta)
+        log_ratio = self.population.log_prob(theta, steps=_STEPS) + parameters.log_jacobian(phi) - self.proposal.log_prior(phi, theta)
+        factor = (log_ratio - log_ratio[weight > 0].max()).clamp_max(0.0).exp()
+        mean = (weight * factor).sum()
+        return weight * factor / mean, float(mean**2 / (weight * factor**2).sum())
 
 
 def seeds(seed, ids):
@@ -126,13 +145,16 @@ def posteriors(
         known = None if redshift is None else redshift[rows]
         target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator, known)
         streams = Streams([seeds[i] for i in rows.tolist()], flux.device)
-        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=ess, khat=KHAT)):
+        enough = ess if population is None else _SPARE * ess
+        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=enough, khat=KHAT)):
             stream = streams.of([row])
-            if result.ess >= ess and result.khat < KHAT:
+            if result.ess >= enough and result.khat < KHAT:
                 kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
-                found.append(Posterior(result.extra[kept].cpu(), weight.cpu(), result.ess, result.khat, torch.nan, "importance"))
+                one = Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance")
             else:
-                found.append(_walk(target, torch.tensor([row]), result, stream, n_draws))
+                one = _walk(target, torch.tensor([row]), result, stream, n_draws)
+            weight, share = target.amends(one.theta, one.weight)
+            found.append(one._replace(theta=one.theta.cpu(), weight=weight.cpu(), ess=one.ess * share))
         if progress:
             progress(len(rows))
     return found
@@ -156,4 +178,4 @@ def _walk(target, row, result, stream, n_draws):
     ess = min(float(sampler.effective_size(values)) for values in followed)
     theta = theta.flatten(0, 2)
     kept = torch.randperm(len(theta), generator=generator)[torch.arange(n_draws) % len(theta)]
-    return Posterior(theta[kept].cpu(), torch.full((n_draws,), 1 / n_draws), ess, result.khat, rhat, "chains")
+    return Posterior(theta[kept], torch.full((n_draws,), 1 / n_draws).to(theta), ess, result.khat, rhat, "chains")

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import trange
 
-__all__ = ["Flow", "log_normal", "train"]
+__all__ = ["Flow", "log_normal", "restore", "train"]
 
 _BOUND = 5.0  # splines act within +-5 and are the identity beyond
 _LEAST = 0.01  # smallest width and height of a bin, as a share of all
@@ -247,6 +247,19 @@ class Flow(nn.Module):
 
 def log_normal(u):
     return -0.5 * (u**2).sum(-1) - 0.5 * u.shape[-1] * math.log(2 * math.pi)
+
+
+def restore(state, prefix=""):
+    """The flow among the tensors of a state dict (name -> Tensor) whose names begin with ``prefix``; its size is read from them."""
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    depth = 1 + max(int(name.split(".")[1]) for name in own if name.startswith("couplings."))
+    dim, width = len(own["couplings.0.order"]), len(own["couplings.0.own.bias"])
+    bins = (len(own["couplings.0.knots.bias"]) // (dim - dim // 2) + 1) // 3
+    embedding, context = own["embedding.0.weight"].shape
+    blocks = sum(name.endswith("first.bias") for name in own)
+    flow = Flow(dim, context, width=width, depth=depth, bins=bins, embedding=embedding, blocks=blocks)
+    flow.load_state_dict(own)
+    return flow
 
 
 def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):

@@ -20,7 +20,6 @@ _GALAXIES = 2048  # sampled at once on a CPU: their networks' activations stay i
 FIRST_STEP = 0.1  # of a chain whose target is new
 _TARGET = 0.75  # acceptance aimed at
 _DIFFERENCE = 0.01  # step of the finite differences behind the metric, in units of the latent
-_STUDENT_INFORMATION = 0.6  # (nu + 1) / (nu + 3) for nu = 2: Fisher information of a Student-t location, in 1 / scale^2
 
 
 def posterior_draws(theta, flux, flux_err, *, emulator, prior, generator, trajectories=50, leapfrogs=8, keep=4, floor=0.0):
@@ -115,7 +114,7 @@ def whitening(phi, flux, flux_err, emulator, spread, floor):
         jacobian = torch.stack(slopes, -1).nan_to_num(0.0, 0.0, 0.0).double()  # (n, band, 16)
         model = likelihood.model_flux(magnitude)
         scale = (flux_err**2 + (floor * model) ** 2).sqrt()
-        weight = _STUDENT_INFORMATION * (0.4 * math.log(10) * model / scale) ** 2  # per mag^2
+        weight = likelihood.STUDENT_INFORMATION * (0.4 * math.log(10) * model / scale) ** 2  # per mag^2
         weight = torch.where(torch.isfinite(flux) & torch.isfinite(flux_err), weight, 0.0).double()
         metric = jacobian.mT @ (weight[..., None] * jacobian) + torch.diag(spread.double() ** -2)
         root = torch.linalg.cholesky(metric)

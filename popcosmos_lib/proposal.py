@@ -1,9 +1,12 @@
 """A first guess of every posterior: a flow from unit normals to a galaxy's parameters, given its photometry.
 
-Posteriors are sought in coordinates x where the prior is simple: for the population its base noise, where the prior is N(0, I) and no
-density of the diffusion model is ever needed; for a prior of closed form the standardised latent. The flow is trained on mocks of the
-prior with all levels of noise, all error floors and random bands missing, so that one serves any catalogue in these bands; what it gets
-wrong, importance weights put right (``exact``). Introduced in notebook 07.
+Posteriors are sought in the latent parameters phi. The first of them, N, does no more than scale a model's fluxes, so nothing has to
+learn it: given the other fifteen, Newton's method finds the best N for each draw, and w_0 counts the distance from there. That takes
+brightness out of every posterior, the direction in which it is thinnest and which turns most from place to place. A flow guesses the
+other fifteen. It is trained on mocks of the prior with all levels of noise, all error floors and random bands missing, so that one
+serves any catalogue in these bands; what it gets wrong, importance weights put right (``exact``). A second flow learns the density of
+the population, which takes milliseconds a point as a diffusion model; ``exact`` puts that right too, for the draws it keeps. Introduced
+in notebook 07.
 
 References
 ----------
@@ -29,32 +32,30 @@ _MISSING = 0.7  # largest chance of a band to be missing, in half of the mocks
 _RATE = 3e-3  # peak of the learning rate: with 1e-3 the fit is 0.5 nat behind after the same steps
 _FEATURES = 3 * len(filters.COSMOS26)
 _R = filters.SHORT.index("r")
-_ROWS = 4096  # points that the population decodes at once: larger pieces fall out of cache
 
 
 class Proposal(nn.Module):
     """Coordinates w of each galaxy in which its posterior is close to a unit normal.
 
-    w leads to x by the flow, given the photometry; x leads to theta by the prior. The density of w under the posterior needs no
-    diffusion density: ln p(w | data) = ln prior(x) + ln L(theta) + ln |dx / dw|.
-
     Parameters
     ----------
     flow : flows.Flow
-        Of x, given the features.
+        Of x_1 to x_15, given the features; x = (phi - centre) / spread.
+    density : flows.Flow or None
+        Of all sixteen x under the population; None for the Prospector-like prior, whose density has a closed form.
     softening : Tensor of shape (26,)
         Of the asinh fluxes among the features [µJy].
     centre, spread : Tensor of shape (16,)
-        Of x: phi = centre + spread x for a prior of closed form; zeros and ones for base noise.
+        Of phi under the prior.
     """
 
-    def __init__(self, flow, softening, centre, spread):
+    def __init__(self, flow, density, softening, centre, spread):
         super().__init__()
-        self.flow = flow
+        self.flow, self.density = flow, density
         for name, value in (("softening", softening), ("centre", centre), ("spread", spread)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
-        self.register_buffer("shift", torch.zeros(_FEATURES))
-        self.register_buffer("scale", torch.ones(_FEATURES))
+        self.register_buffer("shift", torch.zeros(2, len(filters.COSMOS26)))
+        self.register_buffer("scale", torch.ones(2, len(filters.COSMOS26)))
 
     def raw_features(self, flux, flux_err, floor):
         """Asinh flux, ln of the total error and 0 for a measured band; 0, 0 and 1 for a missing one; (n, 78)."""
@@ -78,8 +79,8 @@ class Proposal(nn.Module):
         Tensor of shape (n, 78)
         """
         *values, missing = self.raw_features(flux, flux_err, floor)
-        shift, scale = self.shift.view(3, -1), self.scale.view(3, -1)
-        values = [torch.where(missing > 0, 0.0, ((v - s) / r).clamp(-8.0, 8.0)) for v, s, r in zip(values, shift, scale, strict=False)]
+        pairs = zip(values, self.shift, self.scale, strict=True)
+        values = [torch.where(missing > 0, 0.0, ((v - s) / r).clamp(-8.0, 8.0)) for v, s, r in pairs]
         return torch.cat([*values, missing], -1)
 
     def standardise(self, flux, flux_err, floor):
@@ -87,21 +88,45 @@ class Proposal(nn.Module):
         *values, missing = self.raw_features(flux, flux_err, floor)
         for i, value in enumerate(values):
             value = torch.where(missing > 0, torch.nan, value)
-            part = slice(i * value.shape[1], (i + 1) * value.shape[1])
-            self.shift[part] = value.nanmean(0)
-            self.scale[part] = (value - self.shift[part]).square().nanmean(0).sqrt().clamp_min(1e-3)
+            self.shift[i] = value.nanmean(0)
+            self.scale[i] = (value - self.shift[i]).square().nanmean(0).sqrt().clamp_min(1e-3)
 
-    def theta(self, x, population=None):
-        """Coordinates x (n, 16) to parameters (n, 16); through ``population`` where that is the prior. Differentiable."""
-        if population is None:
-            return parameters.to_theta(self.centre + self.spread * x)
-        return torch.cat([population.from_base(rows) for rows in x.split(_ROWS)])
+    def decode(self, w, given, flux, flux_err, floor, emulator):
+        """Coordinates of some galaxies to latent parameters and photometry; differentiable.
 
-    def log_prior(self, x, theta, population=None):
-        """ln prior density [nat per unit x] at x (n, 16), whose parameters are ``theta``; (n,)."""
-        if population is None:
-            return priors.Prospector().log_prob(self.centre + self.spread * x) + self.spread.log().sum()
-        return torch.where(inside(theta), flows.log_normal(x), -torch.inf)
+        Parameters
+        ----------
+        w : Tensor of shape (g, n, 16)
+        given : Tensor of shape (g, 78)
+            Features of the galaxies.
+        flux, flux_err : Tensor of shape (g, 26)
+            [µJy]; not finite where missing.
+        floor : Tensor of shape (26,)
+            Fractional error of the model flux.
+        emulator : object with ``magnitudes(theta)``
+
+        Returns
+        -------
+        phi : Tensor of shape (g, n, 16)
+        magnitude : Tensor of shape (g, n, 26)
+        log_det : Tensor of shape (g, n)
+            ln |d phi / d w|.
+        """
+        x, log_slope = self.flow.from_base(w[..., 1:], given[:, None])
+        rest = self.centre[1:] + self.spread[1:] * x
+        phi = torch.cat([torch.zeros_like(w[..., :1]), rest], -1)
+        shape = likelihood.photometry(emulator, parameters.to_theta(phi).flatten(0, 1)).unflatten(0, w.shape[:2])
+        peak, width = likelihood.brightness(shape, flux[:, None], flux_err[:, None], floor, self.centre[0], self.spread[0])
+        n = peak + width * w[..., 0]
+        phi = torch.cat([n[..., None], rest], -1)
+        return phi, shape + n[..., None], self.spread[1:].log().sum() + width.log() - log_slope
+
+    def log_prior(self, phi, theta):
+        """ln prior density [nat per unit phi] at phi (..., 16), whose parameters are ``theta``; (...)."""
+        if self.density is None:
+            return priors.Prospector().log_prob(phi)
+        log_p = self.density.log_prob((phi - self.centre) / self.spread) - self.spread.log().sum()
+        return torch.where(inside(theta), log_p, -torch.inf)
 
 
 class _Mocks:
@@ -110,26 +135,17 @@ class _Mocks:
     def __init__(self, population, emulator, sky, n, generator):
         kept, missing = [], n
         while missing > 0:
-            x, theta = self._draw(population, min(max(missing, 4096), 131_072), generator)
+            law = population or priors.Prospector()
+            theta = law.sample(min(max(missing, 4096), 131_072), generator)
             flux = likelihood.model_flux(likelihood.photometry(emulator, theta))
             good = flux.isfinite().all(-1)
             if population is None:
                 good &= flux[:, _R] > likelihood.model_flux(torch.tensor(_FAINTEST))
-            kept.append((x[good][:missing], flux[good][:missing]))
+            kept.append((parameters.to_latent(theta[good])[:missing], flux[good][:missing]))
             missing -= len(kept[-1][0])
         self.x, self.flux = (torch.cat(columns) for columns in zip(*kept, strict=True))
         self.selected, self.generator = population is not None, generator
         self.error = torch.cat([sky.sigma(rows, generator) for rows in self.flux.split(8192)])
-
-    @staticmethod
-    def _draw(population, n, generator):
-        if population is None:
-            theta = priors.Prospector().sample(n, generator)
-            return parameters.to_latent(theta), theta
-        u = torch.randn(n, 16, generator=generator)
-        theta = torch.cat([population.from_base(rows) for rows in u.split(8192)])
-        good = inside(theta)
-        return u[good], theta[good]
 
     def batch(self, n):
         """x, flux, flux_err and floor of about ``n`` mocks; NaN where a band is missing."""
@@ -162,31 +178,36 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
     n_simulated : int
         Galaxies; their noise, floors and missing bands are drawn anew in every batch.
     steps, batch : int
-        Adam steps and galaxies in each.
+        Adam steps and galaxies in each; the density of the population takes half as many of twice the size.
     generator : torch.Generator
         On the CPU.
     width, depth : int
-        Of the flow.
+        Of the flow; the density has two couplings more.
 
     Returns
     -------
     proposal : Proposal
     history : Tensor of shape (steps,)
-        -ln density of the truth, mean of each batch [nat per unit x].
+        -ln density of the true x_1 to x_15, mean of each batch [nat].
     """
     with torch.no_grad():
         mocks = _Mocks(population, emulator, sky, n_simulated, generator)
-        base = population is not None
-        centre, spread = (torch.zeros(16), torch.ones(16)) if base else (mocks.x.mean(0), mocks.x.std(0))
+        centre, spread = mocks.x.mean(0), mocks.x.std(0)
         mocks.x = (mocks.x - centre) / spread
-        flow = flows.Flow(context=_FEATURES, width=width, depth=depth, generator=generator)
-        proposal = Proposal(flow, mocks.error.median(0).values, centre, spread)
+        flow = flows.Flow(dim=15, context=_FEATURES, width=width, depth=depth, generator=generator)
+        density = None if population is None else flows.Flow(width=width, depth=depth + 2, generator=generator)
+        proposal = Proposal(flow, density, mocks.error.median(0).values, centre, spread)
         proposal.standardise(*mocks.batch(min(n_simulated, 20_000))[1:])
 
     def batches(_):
         x, *seen = mocks.batch(batch)
-        return x, proposal.features(*seen)
+        return x[:, 1:], proposal.features(*seen)
 
+    def galaxies(_):
+        return mocks.x[torch.randint(len(mocks.x), (2 * batch,), generator=generator)], None
+
+    if density is not None:
+        flows.train(density, galaxies, generator=generator, steps=steps // 2, lr=_RATE, label="density")
     history = flows.train(flow, batches, generator=generator, steps=steps, lr=_RATE, label="proposal")
     return proposal.eval().requires_grad_(False), history
 
@@ -198,11 +219,8 @@ def compact(proposal):
 
 def restore(state):
     """The proposal that a state dict (name -> Tensor) describes; its size is read from the tensors."""
-    depth = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("flow.couplings."))
-    width, bins = len(state["flow.couplings.0.own.bias"]), (len(state["flow.couplings.0.knots.bias"]) // 8 + 1) // 3
-    blocks, embedding = sum(name.endswith("first.bias") for name in state), len(state["flow.embedding.0.bias"])
-    flow = flows.Flow(context=_FEATURES, width=width, depth=depth, bins=bins, embedding=embedding, blocks=blocks)
-    proposal = Proposal(flow, state["softening"], state["centre"], state["spread"])
+    density = flows.restore(state, "density.") if "density.affine.bias" in state else None
+    proposal = Proposal(flows.restore(state, "flow."), density, state["softening"], state["centre"], state["spread"])
     proposal.load_state_dict(dict(state))
     return proposal.eval().requires_grad_(False)
 

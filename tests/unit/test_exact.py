@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Normal, Sky, Toy
 
-from popcosmos_lib import inference, metrics, parameters, photoz, priors, proposal, trials
+from popcosmos_lib import exact, inference, likelihood, metrics, parameters, photoz, proposal, trials
 
 N = 40
 OPTIONS = {"emulator": Toy(), "population": Normal(), "floor": 0.02, "seed": 4}
@@ -15,7 +15,7 @@ OPTIONS = {"emulator": Toy(), "population": Normal(), "floor": 0.02, "seed": 4}
 def guess():
     """Deliberately trained too short: exactness must not depend on it."""
     g = torch.Generator().manual_seed(5)
-    return proposal.learn(Normal(), Toy(), Sky(), n_simulated=4000, steps=250, generator=g, width=48, depth=4)
+    return proposal.learn(Normal(), Toy(), Sky(), n_simulated=20_000, steps=400, generator=g, width=48, depth=4)
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,55 @@ def test_zero_points_of_two_bands_are_found_by_the_other_half(trial, guess):
     assert torch.allclose(flux / flux_err, trial.flux / trial.flux_err, rtol=1e-4), "signal to noise is what it was"
 
 
-def test_density_of_the_closed_prior_is_that_of_the_prior(guess):
-    """Per unit x: the density in phi times the width of x."""
+def test_coordinates_lead_to_parameters_with_the_right_volume(trial, guess):
+    """ln |d phi / d w| against the determinant of the Jacobian, and photometry against that of the parameters."""
+    net, few = guess[0], slice(0, 3)
+    flux, flux_err, floor = trial.flux[few].clone(), trial.flux_err[few], torch.full((26,), 0.02)
+    flux[1, 5:] = torch.nan
+    given = net.features(flux, flux_err, floor)
+    w = torch.randn(3, 1, 16, generator=torch.Generator().manual_seed(9))
+    phi, magnitude, log_det = net.decode(w, given, flux, flux_err, floor, Toy())
+    for i in range(3):
+        one = lambda v, i=i: net.decode(v[None, None], given[i : i + 1], flux[i : i + 1], flux_err[i : i + 1], floor, Toy())[0][0, 0]  # noqa: E731
+        jacobian = torch.autograd.functional.jacobian(one, w[i, 0])
+        assert float(torch.linalg.slogdet(jacobian)[1]) == pytest.approx(float(log_det[i, 0]), abs=0.02)
+    theta = parameters.to_theta(phi)[:, 0]
+    assert torch.allclose(likelihood.photometry(Toy(), theta), magnitude[:, 0], atol=1e-3)
+
+
+def test_brightness_is_the_peak_of_the_likelihood_and_its_width():
+    """Of a spectrum of given shape, against a scan of N; without photometry, that of the prior."""
+    g = torch.Generator().manual_seed(12)
+    shape = 2 * torch.randn(6, 26, generator=g)
+    model = likelihood.model_flux(shape + 22.0)
+    error = 0.05 * model + 0.01
+    flux = model + error * torch.randn(model.shape, generator=g)
+    flux[4, 3:], flux[5] = torch.nan, torch.nan
+    floor = torch.full((26,), 0.02)
+    peak, width = likelihood.brightness(shape, flux, error, floor, 21.0, 1.5)
+    scan = torch.linspace(15, 28, 26_001)
+    log_p = likelihood.log_likelihood(shape[:, None] + scan[:, None], flux[:, None], error[:, None], floor) - 0.5 * ((scan - 21) / 1.5) ** 2
+    assert torch.allclose(scan[log_p.argmax(1)], peak, atol=0.01), "the fractional part of the error follows the model, hence not 0.001"
+    p = log_p.softmax(1)
+    spread = ((p * scan**2).sum(1) - (p * scan).sum(1) ** 2).sqrt()
+    assert ((width / spread - 1).abs() < 0.4).all(), (width, spread)
+    assert float(peak[5]) == pytest.approx(21.0) and float(width[5]) == pytest.approx(1.5)
+
+
+def test_flow_in_place_of_the_population_is_put_right(trial, guess):
+    """A proposal whose density is that of another population gives the same posteriors: the draws that are kept are weighted anew."""
     net = guess[0]
-    wide = proposal.Proposal(net.flow, net.softening, 20 * torch.eye(16)[0], 0.7 * torch.ones(16))
-    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(9))
-    phi = 20 * torch.eye(16)[0] + 0.7 * x
-    expected = priors.Prospector().log_prob(phi) + 16 * np.log(0.7)
-    assert torch.allclose(wide.log_prior(x, parameters.to_theta(phi)), expected.float(), atol=1e-3)
-    assert torch.allclose(wide.theta(x), parameters.to_theta(phi))
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(13))
+    phi = net.centre + net.spread * x
+    theta = parameters.to_theta(phi)
+    target = exact.Target(trial.flux, trial.flux_err, torch.full((26,), 0.02), net, Normal(), Toy())
+    log_flow = net.log_prior(phi, theta)
+    weight, share = target.amends(theta, torch.full((500,), 1 / 500))
+    log_p = Normal().log_prob(theta) + parameters.log_jacobian(phi)
+    inside = log_flow.isfinite() & (phi[:, 1:].abs() < 5).all(1)
+    ratio = (weight.log() - (log_p - log_flow))[inside & (weight > 0)]
+    assert float(ratio.std()) < 0.02 and 0 < share <= 1 and float(weight.sum()) == pytest.approx(1, abs=1e-4)
+    assert exact.Target(trial.flux, trial.flux_err, torch.full((26,), 0.02), net, None, Toy()).amends(theta, weight) == (weight, 1.0)
 
 
 def test_proposals_survive_the_store(guess):
@@ -117,9 +157,11 @@ def test_proposals_survive_the_store(guess):
     flux[:, 3] = torch.nan
     given = net.features(flux, error, torch.tensor(0.02))
     assert given.shape == (5, 78) and given.isfinite().all() and (given[:, 52 + 3] == 1).all()
-    w = torch.randn(5, 16)
+    w = torch.randn(5, 15)
     assert torch.equal(again.flow.from_base(w, again.features(flux, error, torch.tensor(0.02)))[0], net.flow.from_base(w, given)[0])
     assert torch.allclose(smaller.flow.from_base(w, given)[0], net.flow.from_base(w, given)[0], atol=0.05), "rounded, not changed"
+    x = torch.randn(5, 16)
+    assert torch.equal(again.density.log_prob(x), net.density.log_prob(x))
 
 
 def test_mocks_of_the_closed_prior_are_bright_enough_and_the_brightest_bands_missing_sometimes():
