@@ -1,8 +1,8 @@
 """Converged posteriors of a few galaxies, kept as data: quantiles of long runs of the papers' ensemble sampler (an hour).
 
-The walkers move under the exact posterior of the calibrated population, in the coordinates of the proposal, where it is nearly normal: an
-affine-invariant sampler converges to the same posterior in any coordinates of the prior's support, and here it does so in an hour. What is
-kept is theta only. Convergence: split R-hat below 1.01 in every parameter, each walker a chain.
+The walkers move in the coordinates of the proposal, where the posterior is nearly normal: an affine-invariant sampler converges to the same
+posterior in any coordinates of the prior's support, and here it does so in an hour. A flow stands for the population meanwhile; draws are
+weighted by its density at the end. What is kept is theta only. Convergence: split R-hat below 1.01 in every parameter, each walker a chain.
 
     python benchmarks/reference.py [FILE]
 
@@ -22,6 +22,7 @@ from popcosmos_lib.trials import galaxies
 N, FLOOR = 12, 0.01
 WALKERS, FIRST, STEPS, MOST = 64, 500, 4000, 40_000  # ensemble steps: to begin with, between tests of convergence, at most
 CONVERGED = 1.01
+THIN, KEPT = 20, 8192  # steps from one state kept to the next; draws weighted by the density of the population
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def converged(target, row, start, generator):
     walkers = sampler.ensemble(log_density, start[None], steps=FIRST, generator=generator, thin=FIRST)[0][:, -1]
     parts = []
     while len(parts) * STEPS < MOST:
-        chain, _ = sampler.ensemble(log_density, walkers, steps=STEPS, generator=generator, thin=20)
+        chain, _ = sampler.ensemble(log_density, walkers, steps=STEPS, generator=generator, thin=THIN)
         walkers = chain[:, -1]
         parts.append(target(chain[0], row.expand(chain.shape[1]))[1])
         theta = torch.cat(parts)  # (steps, walkers, 16)
@@ -53,15 +54,19 @@ def main(target):
     for i in tqdm(range(N), desc="converged posteriors"):
         start = torch.randn(WALKERS, 16, generator=g)
         theta, rhat = converged(density, torch.tensor([i]), start, g)
-        flat = torch.cat([theta, parameters.log_sfr(theta)[..., None]], -1).flatten(0, 1)
-        q = flat.quantile(torch.tensor(list(inference.QUANTILES.values())), dim=0)
+        steps = THIN * len(theta)
+        theta = theta.flatten(0, 1)
+        kept = theta[torch.randperm(len(theta), generator=g)[:KEPT]]
+        weight = density.amends(kept, torch.full((len(kept),), 1 / len(kept)))[0]
+        values = torch.cat([kept, parameters.log_sfr(kept)[:, None]], -1).T
+        q = inference.quantiles(values, weight.expand(values.shape), torch.tensor(list(inference.QUANTILES.values())))
         rows.append(
             {
                 "flux": trial.flux[i].tolist(), "flux_err": trial.flux_err[i].tolist(), "truth": trial.theta[i].tolist(), "rhat": rhat,
-                "steps": 20 * len(theta), "quantiles": {name: q[:, k].tolist() for k, name in enumerate([*parameters.NAMES, "log10SFR"])},
+                "steps": steps, "quantiles": {name: q[:, k].tolist() for k, name in enumerate([*parameters.NAMES, "log10SFR"])},
             }
         )  # fmt: skip
-        print(f"galaxy {i}: R-hat {rhat:.4f} after {20 * len(theta)} steps", file=sys.stderr)
+        print(f"galaxy {i}: R-hat {rhat:.4f} after {steps} steps", file=sys.stderr)
     content = {
         "what": "quantiles of theta of converged runs of the ensemble sampler",
         **made,
