@@ -76,14 +76,15 @@ size = {"n_simulated": n_simulated, "n_training": n_training}
 
 def learned(prior):
     law = people if prior == "pop-cosmos" else None
-    options = {"n_simulated": n_simulated, "steps": n_training, "generator": this.generator(f"proposal {prior}")}
-    net, history = proposal.learn(law, model, sky, **options)
+    generator = this.generator(f"proposal {prior}")
+    net, history = proposal.learn(law, model, sky, n_simulated=n_simulated, steps=n_training, generator=generator)
     return proposal.compact(net), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
 
 
+options = {"parameters": size, "version": 2}
 own = {
-    "pop-cosmos": this.artefact("proposal", lambda: learned("pop-cosmos"), parameters=size, inputs=inputs[1:]),
-    "prospector": this.artefact("proposal_prospector", lambda: learned("prospector"), parameters=size, inputs=[inputs[1], inputs[3]]),
+    "pop-cosmos": this.artefact("proposal", lambda: learned("pop-cosmos"), inputs=inputs[1:], **options),
+    "prospector": this.artefact("proposal_prospector", lambda: learned("prospector"), inputs=[inputs[1], inputs[3]], **options),
 }
 
 # %%
