@@ -23,7 +23,7 @@ __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
-_STEPS, _SPARE = 6, 1.2  # of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
+_STEPS, _SPARE = 6, 1.6  # of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
 _STAGES, _LEAPFROGS, _KEPT = (40, 80), 8, 32  # trajectories, gradients in each, states kept of each chain
 
