@@ -198,9 +198,9 @@ this.savefig(fits.ranks(panels, parameters.LABELS, shown, ranks["26 bands"].limi
 # **Read it.** Each line is one parameter; a slope down, then up, would mean posteriors that are too narrow. The grey band holds all
 # lines of the left panel in 99 % of such experiments; the right panel has fewer galaxies and its lines may stray further.
 #
-# Effective draws and k-hat are not the test: a mixture fitted to the very draws that it weighs flatters their weights, and on posteriors that
-# are thin curved sheets, as photometry of one per cent makes them, neither number shows it. Ranks do. Brightness is the direction in
-# which the sheets are thinnest and turn most; with it solved for, what is left is close enough to a normal.
+# Effective draws and k-hat are not the test: a mixture fitted to the very draws that it weighs flatters their weights, and on posteriors
+# that are thin curved sheets, as photometry of one per cent makes them, neither number shows it. Ranks do. Brightness is the direction
+# in which the sheets are thinnest and turn most; with it solved for, what is left is close enough to a normal.
 
 # %% tags=["figure"]
 quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in ranks}
