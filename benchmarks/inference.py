@@ -79,8 +79,9 @@ def oddities(tools, sky):
     for kind, plant in trials.ODDITIES.items():
         seen = plant(hosts, g)
         table = inference.fit(*seen, floor=FLOOR, **tools).summary
-        known = trials.caught(*seen, hosts.theta, tools["emulator"], FLOOR)
-        possible = None if kind == "star" else float(known.float().mean())
+        possible = None
+        if kind in trials.GALACTIC:
+            possible = float(trials.caught(*seen, hosts.theta, tools["emulator"], FLOOR).float().mean())
         rows.append({"kind": kind, "n": len(table), "flagged": float(((table["flags"] & 32) > 0).mean()), "possible": possible})
         print(rows[-1], flush=True)
     return rows

@@ -17,6 +17,7 @@ import torch
 
 from popcosmos_lib import forward, hamiltonian, importance, likelihood, parameters, sampler
 from popcosmos_lib.importance import Streams
+from popcosmos_lib.population import log_ratio
 
 __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 
@@ -91,22 +92,27 @@ class Target:
         return log_p, theta
 
     def amends(self, theta, weight):
-        """Weights of draws theta (n, 16) with the density of the population in place of the flow that stood for it; what share is left.
+        """Weights of draws with the density of the population in place of the flow that stood for it.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (..., n, 16)
+        weight : Tensor of shape (..., n)
+            Under the flow; they add up to one for each galaxy.
 
         Returns
         -------
-        weight : Tensor of shape (n,)
-            They add up to one.
-        share : float
+        weight : Tensor of shape (..., n)
+            They add up to one for each galaxy.
+        share : Tensor of shape (...)
             Effective number of draws, of what it was.
         """
         if self.population is None:
-            return weight, 1.0
-        phi = parameters.to_latent(theta)
-        log_ratio = self.population.log_prob(theta, steps=_STEPS) + parameters.log_jacobian(phi) - self.proposal.log_prior(phi, theta)
-        factor = (log_ratio - log_ratio[weight > 0].max()).clamp_max(0.0).exp()
-        mean = (weight * factor).sum()
-        return weight * factor / mean, float(mean**2 / (weight * factor**2).sum())
+            return weight, torch.ones_like(weight[..., 0])
+        gain = log_ratio(self.population, theta, lambda phi: self.proposal.log_prior(phi, theta), steps=_STEPS)
+        factor = (gain - gain.masked_fill(weight == 0, -torch.inf).amax(-1, keepdim=True)).clamp_max(0.0).exp()
+        mean = (weight * factor).sum(-1, keepdim=True)
+        return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1)
 
 
 def seeds(seed, ids):
@@ -145,16 +151,18 @@ def posteriors(
         known = None if redshift is None else redshift[rows]
         target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator, known)
         streams = Streams([seeds[i] for i in rows.tolist()], flux.device)
-        enough = ess if population is None else _SPARE * ess
+        enough, part = ess if population is None else _SPARE * ess, []
         for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=enough, khat=KHAT)):
             stream = streams.of([row])
             if result.ess >= enough and result.khat < KHAT:
                 kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
-                one = Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance")
+                part.append(Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance"))
             else:
-                one = _walk(target, torch.tensor([row]), result, stream, n_draws)
-            weight, share = target.amends(one.theta, one.weight)
-            found.append(one._replace(theta=one.theta.cpu(), weight=weight.cpu(), ess=one.ess * share))
+                part.append(_walk(target, torch.tensor([row]), result, stream, n_draws))
+        theta = torch.stack([one.theta for one in part])
+        weights, shares = (x.cpu() for x in target.amends(theta, torch.stack([one.weight for one in part])))
+        for one, draws_of, weight, share in zip(part, theta.cpu(), weights, shares.tolist(), strict=True):
+            found.append(one._replace(theta=draws_of, weight=weight, ess=one.ess * share))
         if progress:
             progress(len(rows))
     return found

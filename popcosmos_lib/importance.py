@@ -3,8 +3,8 @@
 Each target is a density of w that is roughly a unit normal. Rounds of draws come from mixtures of Student-t components, refitted to all
 that was drawn so far; every draw is weighted by the average of all the densities it could have come from, so that none of the effort is
 lost and a poor early round cannot spoil a good later one. A mixture that was fitted to draws is large where they are, so their weights
-come out more even than those of fresh draws would: on thin curved posteriors effective draws are overstated several times, and widths
-come out some per cent too small. Used by ``exact``.
+come out more even than those of fresh draws would: on thin curved posteriors effective draws can be overstated several times, and widths
+come out some per cent too small, so ranks of known truths are the test (notebook 07). Used by ``exact``.
 
 References
 ----------

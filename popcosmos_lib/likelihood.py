@@ -16,8 +16,8 @@ import torch
 from popcosmos_lib import parameters
 
 __all__ = [
-    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "STUDENT_INFORMATION", "TOLERANCE", "brightness", "fractional_error",
-    "log_likelihood", "log_tail", "maximum_posterior", "model_flux", "modes", "photometry", "scaled_residual",
+    "FLOOR_MINIMUM", "Library", "MaximumPosterior", "Modes", "STUDENT_INFORMATION", "TOLERANCE", "fractional_error", "log_likelihood",
+    "log_tail", "maximum_posterior", "model_flux", "modes", "photometry", "scaled_residual",
 ]  # fmt: skip
 
 ZERO_POINT = 23.9  # AB magnitude of 1 µJy
@@ -33,7 +33,6 @@ _DIFFERENCE_Z = 0.001  # the same in redshift, where a line crosses a band withi
 _RESTART = 25  # steps after which the curvature is computed anew
 _SOFTEST = 0.1  # smallest curvature granted to the prior in any direction (1 for a uniform one)
 STUDENT_INFORMATION = 0.6  # (nu + 1) / (nu + 3) for nu = 2: Fisher information of a Student-t location, in 1 / scale^2
-_NEWTON, _LONGEST = 5, 0.5  # steps towards the best brightness, none longer than this [mag]
 TOLERANCE = 0.05  # gain promised by a further full step below which a fit has converged [nat]
 
 
@@ -108,39 +107,6 @@ def log_tail(t):
     root = (2 + t**2).sqrt()
     beyond = 1 / (root * (root + t.abs()))
     return torch.where(t > 0, beyond, 1 - beyond).log()
-
-
-def brightness(shape, flux, flux_err, floor, centre, spread):
-    """The N that fits a spectrum of given shape best, and the error of it.
-
-    Parameters
-    ----------
-    shape : Tensor of shape (..., n_band)
-        Magnitudes of the model at N = 0.
-    flux, flux_err, floor
-        As for ``log_likelihood``.
-    centre, spread : float or Tensor of shape ()
-        Mean and width of N under the prior [mag], taken for a normal: it holds N where there is little photometry.
-
-    Returns
-    -------
-    peak, width : Tensor of shape (...)
-        Of the likelihood times that prior [mag]. The Student-t has several peaks where bands disagree; one of them is found.
-    """
-    there = torch.isfinite(flux) & torch.isfinite(flux_err)
-    weight = there / (torch.where(there, flux_err, 1.0) ** 2 + (0.05 * torch.where(there, flux, 0.0)) ** 2)
-    model = torch.where(there, model_flux(shape + centre), 0.0)
-    power = (weight * model**2).sum(-1)
-    scale = torch.where(power > 0, (weight * model * torch.where(there, flux, 0.0)).sum(-1) / power.clamp_min(1e-30), 1.0)
-    n = centre - 2.5 * torch.log10(scale.clamp(1e-3, 1e6))
-    for _ in range(_NEWTON + 1):
-        residual, sigma, _ = _residual(shape + n[..., None], flux, flux_err, floor)
-        slope = torch.where(there, 0.4 * math.log(10) * model_flux(shape + n[..., None]) / sigma, 0.0)
-        pull = 1.5 / (1 + residual**2 / 2)
-        peak = n
-        push = -(slope * pull * residual).sum(-1) - (n - centre) / spread**2
-        n = n + (push / ((slope**2 * pull).sum(-1) + spread**-2)).clamp(-_LONGEST, _LONGEST)
-    return peak, (STUDENT_INFORMATION * (slope**2).sum(-1) + spread**-2) ** -0.5
 
 
 def photometry(emulator, theta):

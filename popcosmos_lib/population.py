@@ -19,7 +19,8 @@ from popcosmos_lib import diffusion, parameters, store, survey
 from popcosmos_lib.forward import SELECTION, Draws, ForwardModel, Photometry
 
 __all__ = [
-    "SELECTION", "Draws", "Ensemble", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "load_ensemble", "mock",
+    "SELECTION", "Draws", "Ensemble", "ForwardModel", "Photometry", "Population", "calibrate", "inside", "load", "load_ensemble",
+    "log_ratio", "mock",
 ]  # fmt: skip
 
 _FLOOR = 0.02  # fractional error of the model flux, beside the emulator's
@@ -30,6 +31,29 @@ def inside(theta):
     """Which galaxies lie within ``parameters.BOUNDS``: theta of shape (..., 16) to bool of shape (...)."""
     lower, upper = parameters.BOUNDS.to(theta).T
     return ((theta >= lower) & (theta <= upper)).all(-1)
+
+
+def log_ratio(law, theta, log_q, steps=24):
+    """ln of the density of a population over another that stood in for it.
+
+    Parameters
+    ----------
+    law : Population
+        Or anything with its ``log_prob``.
+    theta : Tensor of shape (..., 16)
+        Galaxies.
+    log_q : callable
+        ln density of the other [nat per unit phi] at phi (..., 16).
+    steps : int
+        As for ``Population.log_prob``.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        [nat].
+    """
+    phi = parameters.to_latent(theta)
+    return law.log_prob(theta, steps=steps) + parameters.log_jacobian(phi) - log_q(phi)
 
 
 class Population(nn.Module):

@@ -21,7 +21,7 @@ from torch import nn
 from popcosmos_lib import filters, flows, likelihood, parameters, priors, store, survey
 from popcosmos_lib.population import SELECTION, inside
 
-__all__ = ["NAMES", "Proposal", "compact", "learn", "load", "restore"]
+__all__ = ["NAMES", "Proposal", "brightness", "compact", "learn", "load", "restore"]
 
 NAMES = {"pop-cosmos": "proposal", "prospector": "proposal_prospector"}  # artefacts
 _FAINTEST = 26.0  # r of the mocks of a prior of closed form, which has no selection of its own [mag]
@@ -30,6 +30,8 @@ _FLOOR_SCATTER, _ERROR_SCATTER = 0.3, 0.2  # ln, between the bands of one galaxy
 _ERRORS = 3.0  # range of the common factor of the errors of half of the mocks, up and down
 _MISSING = 0.7  # largest chance of a band to be missing, in half of the mocks
 _RATE = 3e-3  # peak of the learning rate: with 1e-3 the fit is 0.5 nat behind after the same steps
+_EVEN = 0.05  # fractional error added to each band for the first guess of N
+_NEWTON, _LONGEST = 5, 0.5  # steps from there to the best N, none longer than this [mag]
 _FEATURES = 3 * len(filters.COSMOS26)
 _R = filters.SHORT.index("r")
 
@@ -116,7 +118,7 @@ class Proposal(nn.Module):
         rest = self.centre[1:] + self.spread[1:] * x
         phi = torch.cat([torch.zeros_like(w[..., :1]), rest], -1)
         shape = likelihood.photometry(emulator, parameters.to_theta(phi).flatten(0, 1)).unflatten(0, w.shape[:2])
-        peak, width = likelihood.brightness(shape, flux[:, None], flux_err[:, None], floor, self.centre[0], self.spread[0])
+        peak, width = brightness(shape, flux[:, None], flux_err[:, None], floor, self.centre[0], self.spread[0])
         n = peak + width * w[..., 0]
         phi = torch.cat([n[..., None], rest], -1)
         return phi, shape + n[..., None], self.spread[1:].log().sum() + width.log() - log_slope
@@ -127,6 +129,45 @@ class Proposal(nn.Module):
             return priors.Prospector().log_prob(phi)
         log_p = self.density.log_prob((phi - self.centre) / self.spread) - self.spread.log().sum()
         return torch.where(inside(theta), log_p, -torch.inf)
+
+
+def brightness(shape, flux, flux_err, floor, centre, spread):
+    """The N that fits a spectrum of given shape best, and the error of it.
+
+    Parameters
+    ----------
+    shape : Tensor of shape (..., n_band)
+        Magnitudes of the model at N = 0.
+    flux, flux_err, floor
+        As for ``likelihood.log_likelihood``.
+    centre, spread : float or Tensor of shape ()
+        Mean and width of N under the prior [mag], taken for a normal: it holds N where there is little photometry.
+
+    Returns
+    -------
+    peak, width : Tensor of shape (...)
+        Of the likelihood times that prior [mag]. The Student-t has several peaks where bands disagree; one of them is found.
+    """
+    there = flux.isfinite() & flux_err.isfinite()
+    flux, flux_err = torch.where(there, flux, 0.0), torch.where(there, flux_err, 1.0)
+    at = lambda n: torch.where(there, likelihood.model_flux(shape + n), 0.0)  # noqa: E731
+    model, weight = at(centre), there / (flux_err**2 + (_EVEN * flux) ** 2)
+    power = (weight * model**2).sum(-1)
+    scale = torch.where(power > 0, (weight * model * flux).sum(-1) / power.clamp_min(1e-30), 1.0)
+    n = centre - 2.5 * torch.log10(scale.clamp(1e-3, 1e6))
+
+    def slope_and_residual(n):
+        model = at(n[..., None])
+        sigma = (flux_err**2 + (floor * model) ** 2).sqrt()
+        return 0.4 * math.log(10) * model / sigma, (flux - model) / sigma
+
+    for _ in range(_NEWTON):
+        slope, residual = slope_and_residual(n)
+        pull = 1.5 / (1 + residual**2 / 2)
+        push = -(slope * pull * residual).sum(-1) - (n - centre) / spread**2
+        n = n + (push / ((slope**2 * pull).sum(-1) + spread**-2)).clamp(-_LONGEST, _LONGEST)
+    slope = slope_and_residual(n)[0]
+    return n, (likelihood.STUDENT_INFORMATION * (slope**2).sum(-1) + spread**-2) ** -0.5
 
 
 class _Mocks:

@@ -14,7 +14,7 @@ from astropy import constants, units
 
 from popcosmos_lib import filters, forward, likelihood, metrics, misfit, survey
 
-__all__ = ["ODDITIES", "Ranks", "Trial", "bright", "caught", "galaxies", "ranks", "without"]
+__all__ = ["GALACTIC", "ODDITIES", "Ranks", "Trial", "bright", "caught", "galaxies", "ranks", "without"]
 
 _OFFSET = 0.5  # mag
 _EQUAL = 400  # draws of equal weight for the test of all parameters together
@@ -110,6 +110,7 @@ def _stars(trial, generator):
 
 
 ODDITIES = {"star": _stars, "shuffled band": _shuffled, "0.5 mag in one band": _offset}
+GALACTIC = ("shuffled band", "0.5 mag in one band")  # those of them that have true parameters
 
 
 def bright(trial):

@@ -16,6 +16,7 @@ import torch
 
 from popcosmos_lib import forward, likelihood, parameters, priors, sampler
 from popcosmos_lib.likelihood import log_likelihood, photometry
+from popcosmos_lib.population import log_ratio
 
 __all__ = ["Law", "Problem", "explore"]
 
@@ -57,9 +58,7 @@ class Law:
         """ln of exact prior over the one walked under, for theta (m, 16)."""
         if self.exact is None:
             return torch.zeros(len(theta))
-        phi = parameters.to_latent(theta)
-        exact = torch.cat([self.exact.log_prob(rows, steps=_ODE_STEPS) for rows in theta.split(4096)])
-        return exact + parameters.log_jacobian(phi) - self.walk.log_prob(phi)
+        return log_ratio(self.exact, theta, self.walk.log_prob, steps=_ODE_STEPS)
 
 
 class Problem:

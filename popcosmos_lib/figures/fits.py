@@ -199,7 +199,7 @@ def trust(quality, p, unlikely, ess, khat):
     left.axvline(khat, color="0.5", lw=0.8, ls="--")
     left.axhline(ess, color="0.5", lw=0.8, ls="--")
     left.set(xlabel=r"Pareto index $\hat k$ of the weights", ylabel="effective draws", yscale="log")
-    left.legend(loc="upper right")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     for (name, values), style, colour in zip(p.items(), ("-", "--", "-.", ":"), ("k", *figures.COLOURS), strict=False):
         ordered = np.sort(np.clip(values, 1e-6, 1))
         right.step(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Normal, Sky, Toy
 
-from popcosmos_lib import exact, inference, likelihood, metrics, parameters, photoz, proposal, trials
+from popcosmos_lib import exact, inference, likelihood, metrics, parameters, photoz, priors, proposal, trials
 
 N = 40
 OPTIONS = {"emulator": Toy(), "population": Normal(), "floor": 0.02, "seed": 4}
@@ -115,6 +115,15 @@ def test_coordinates_lead_to_parameters_with_the_right_volume(trial, guess):
     assert torch.allclose(likelihood.photometry(Toy(), theta), magnitude[:, 0], atol=1e-3)
 
 
+def test_density_of_the_closed_prior_is_that_of_the_prior(guess):
+    net = guess[0]
+    closed = proposal.Proposal(net.flow, None, net.softening, net.centre, net.spread)
+    phi = 20 * torch.eye(16)[0] + 0.7 * torch.randn(50, 16, generator=torch.Generator().manual_seed(9))
+    expected = priors.Prospector().log_prob(phi)
+    assert torch.allclose(closed.log_prior(phi, parameters.to_theta(phi)), expected.float(), atol=1e-3)
+    assert set(closed.state_dict()) == {name for name in net.state_dict() if not name.startswith("density.")}
+
+
 def test_brightness_is_the_peak_of_the_likelihood_and_its_width():
     """Of a spectrum of given shape, against a scan of N; without photometry, that of the prior."""
     g = torch.Generator().manual_seed(12)
@@ -124,7 +133,7 @@ def test_brightness_is_the_peak_of_the_likelihood_and_its_width():
     flux = model + error * torch.randn(model.shape, generator=g)
     flux[4, 3:], flux[5] = torch.nan, torch.nan
     floor = torch.full((26,), 0.02)
-    peak, width = likelihood.brightness(shape, flux, error, floor, 21.0, 1.5)
+    peak, width = proposal.brightness(shape, flux, error, floor, 21.0, 1.5)
     scan = torch.linspace(15, 28, 26_001)
     log_p = likelihood.log_likelihood(shape[:, None] + scan[:, None], flux[:, None], error[:, None], floor) - 0.5 * ((scan - 21) / 1.5) ** 2
     assert torch.allclose(scan[log_p.argmax(1)], peak, atol=0.01), "the fractional part of the error follows the model, hence not 0.001"
@@ -146,8 +155,12 @@ def test_flow_in_place_of_the_population_is_put_right(trial, guess):
     log_p = Normal().log_prob(theta) + parameters.log_jacobian(phi)
     inside = log_flow.isfinite() & (phi[:, 1:].abs() < 5).all(1)
     ratio = (weight.log() - (log_p - log_flow))[inside & (weight > 0)]
-    assert float(ratio.std()) < 0.02 and 0 < share <= 1 and float(weight.sum()) == pytest.approx(1, abs=1e-4)
-    assert exact.Target(trial.flux, trial.flux_err, torch.full((26,), 0.02), net, None, Toy()).amends(theta, weight) == (weight, 1.0)
+    assert float(ratio.std()) < 0.02 and 0 < float(share) <= 1 and float(weight.sum()) == pytest.approx(1, abs=1e-4)
+    closed = exact.Target(trial.flux, trial.flux_err, torch.full((26,), 0.02), net, None, Toy())
+    assert torch.equal(closed.amends(theta, weight)[0], weight) and float(closed.amends(theta, weight)[1]) == 1
+    two = target.amends(theta.view(2, 250, 16), torch.full((2, 250), 1 / 250))
+    alone = target.amends(theta[250:], torch.full((250,), 1 / 250))
+    assert torch.allclose(two[0][1], alone[0]) and torch.allclose(two[1][1], alone[1]), "galaxies together as alone"
 
 
 def test_proposals_survive_the_store(guess):
