@@ -4,7 +4,8 @@
 
 One network for each kind of noise learns N_GALAXIES galaxies in the standardised latent space, then ``diffusion.decode`` and
 ``diffusion.log_prob`` are run at several numbers of steps, in float64 so that rounding hides nothing. Cost is counted in network
-evaluations per point; the reference is dopri5 at a tolerance of REFERENCE. The same is done for two densities known in closed form: how
+evaluations per point, for densities in evaluations with the exact trace, each as dear as DIM without; the reference is dopri5 at a
+tolerance of REFERENCE. The same is done for two densities known in closed form: how
 much too wide a unit normal and the narrow component of a mixture come out. Under three minutes on one thread. Writes FILE
 (benchmarks/results/solvers.json), which notebook 04 reads.
 """
@@ -21,24 +22,26 @@ from popcosmos_lib import diffusion, parameters, provenance, solvers, store, uni
 ROOT = Path(__file__).resolve().parents[1]
 N_GALAXIES, TRAINING, N_DECODED, N_DENSITY, N_JACOBIAN = 8_000, 6_000, 400, 200, 40
 REFERENCE = 1e-8
+DIM = 16
 EVALUATIONS = (8, 10, 12, 16, 20, 24, 32, 48, 64)
+NODES = (6, 8, 10, 12, 16, 20, 24, 34, 48)  # of Gauss
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 GRIDS = {"even": None, "karras": 7.0}
 FIXED = {"adams": (solvers.adams, 1), "dpm++": (solvers.dpm, 1), "heun": (solvers.heun, 2)}  # with their evaluations a step
 
 
 class Counted:
-    """A denoiser that counts its evaluations."""
+    """A denoiser that counts its evaluations, without the trace of its Jacobian and with it."""
 
     def __init__(self, model):
-        self.model, self.calls = model, 0
+        self.model, self.calls, self.traced = model, 0, 0
 
     def __call__(self, x, sigma):
         self.calls += 1
         return self.model(x, sigma)
 
     def with_trace(self, x, sigma):
-        self.calls += 1
+        self.traced += 1
         return self.model.with_trace(x, sigma)
 
 
@@ -103,13 +106,14 @@ def densities(net, sde, x):
     """Rows of the density panel: root mean square error of ln p [nat]."""
     reference = diffusion.log_prob(net, x, sde=sde, solver="dopri5", tolerance=REFERENCE)
     g = torch.Generator().manual_seed(1)
-    settings = [("rk4", "exact", {"steps": n // 4}) for n in (16, 24, 32, 48, 64, 96, 136, 192)]
-    settings += [("rk4", "hutchinson", {"steps": n // 4, "generator": g}) for n in (16, 24, 32, 48, 64, 96, 136, 192)]
+    settings = [("gauss", "exact", {"steps": n}) for n in NODES]
+    settings += [("gauss", "hutchinson", {"steps": n, "generator": g}) for n in NODES]
     settings += [("dopri5", "exact", {"tolerance": tolerance}) for tolerance in (*TOLERANCES, 1e-6)]
     for solver, trace, options in settings:
         counted = Counted(net)
         error = diffusion.log_prob(counted, x, sde=sde, solver=solver, trace=trace, **options) - reference
-        row = {"solver": solver, "trace": trace, "evaluations": counted.calls, "tolerance": options.get("tolerance")}
+        cost = counted.traced + counted.calls / DIM
+        row = {"solver": solver, "trace": trace, "evaluations": cost, "tolerance": options.get("tolerance")}
         yield row | {"rms": float(error.pow(2).mean().sqrt()), "mean": float(error.mean()), "sd": float(error.std())}
 
 

@@ -165,9 +165,10 @@ start = this.artefact("population_start", learned, version=3, parameters={"n_ste
 # %% [markdown]
 # ## How exactly is the ODE solved?
 #
-# Base noise becomes galaxies in 16 evaluations of the network (`decode`, Adams predictor and corrector in ln σ), a density takes 96
-# (`log_prob`, Runge-Kutta with the exact trace). `benchmarks/solvers.py` measured both against an adaptive solver; variance-preserving
-# noise (`diffusion.VP`, β from 0.1 to 20) goes through the same functions.
+# Base noise becomes galaxies in 16 evaluations of the network (`decode`, Adams predictor and corrector in ln σ), a density takes 24
+# with the exact trace of the Jacobian, each as dear as sixteen without (`log_prob`, Gauss quadrature along the path).
+# `benchmarks/solvers.py` measured both against an adaptive solver; variance-preserving noise (`diffusion.VP`, β from 0.1 to 20) goes
+# through the same functions.
 
 # %%
 solved = benchmark("solvers")["rows"]

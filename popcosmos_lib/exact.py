@@ -24,7 +24,7 @@ __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
-_STEPS, _SPARE = 6, 1.6  # of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
+_NODES, _SPARE = 8, 1.6  # nodes of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 64, 16, 10  # of the annealing
 _STAGES, _LEAPFROGS, _KEPT = (40, 80), 8, 32  # trajectories, gradients in each, states kept of each chain
 
@@ -109,7 +109,7 @@ class Target:
         """
         if self.population is None:
             return weight, torch.ones_like(weight[..., 0])
-        gain = log_ratio(self.population, theta, lambda phi: self.proposal.log_prior(phi, theta), steps=_STEPS)
+        gain = log_ratio(self.population, theta, lambda phi: self.proposal.log_prior(phi, theta), steps=_NODES)
         factor = (gain - gain.masked_fill(weight == 0, -torch.inf).amax(-1, keepdim=True)).clamp_max(0.0).exp()
         mean = (weight * factor).sum(-1, keepdim=True)
         return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1)

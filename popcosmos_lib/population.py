@@ -147,7 +147,7 @@ class Population(nn.Module):
         theta : Tensor of shape (..., 16)
             SPS parameters.
         steps : int
-            Runge-Kutta steps of the ODE.
+            Nodes of the quadrature, see ``diffusion.log_prob``.
 
         Returns
         -------

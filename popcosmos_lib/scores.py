@@ -315,7 +315,7 @@ class ReleasedPopulation(nn.Module):
         theta : Tensor of shape (..., 16)
             SPS parameters in the order of ``parameters.NAMES``.
         steps : int
-            Runge-Kutta steps of the ODE, four evaluations each.
+            Nodes of the quadrature, see ``diffusion.log_prob``.
 
         Returns
         -------

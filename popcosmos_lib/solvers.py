@@ -1,7 +1,8 @@
 """Solvers of the probability-flow ODE dx/dσ = (x - D(x, σ)) / σ of a diffusion model with denoiser D.
 
 ``heun``, ``dpm`` and ``adams`` follow a fixed grid of noise levels, rising or falling; ``dopri5`` chooses its own and is the reference.
-``diffusion`` calls them by name; benchmarks/solvers.py measures their error against their cost. Introduced in notebook 04.
+``rk4`` leads from one node of a quadrature to the next. ``diffusion`` calls them; benchmarks/solvers.py measures their error against their
+cost. Introduced in notebook 04.
 
 References
 ----------
@@ -96,33 +97,30 @@ def _adams_weights(grid):
     return steps
 
 
-def rk4(slope, state, grid):
+def rk4(slope, x, grid):
     """Runge-Kutta of fourth order in ln sigma, four evaluations a step.
 
     Parameters
     ----------
     slope : callable
-        Derivatives of the state with respect to ln sigma, ``slope(state, sigma)``.
-    state : tuple of Tensor
+        Derivative of x with respect to ln sigma, ``slope(x, sigma)``.
+    x : Tensor
         At the first noise level.
     grid : sequence of float
         Noise levels, rising or falling.
 
     Returns
     -------
-    tuple of Tensor
+    Tensor
         At the last noise level; differentiable.
     """
-    move = lambda state, step, rate: tuple(s + step * r for s, r in zip(state, rate, strict=True))  # noqa: E731
     for start, stop in zip(grid, grid[1:], strict=False):
         step, middle = math.log(stop / start), math.sqrt(start * stop)
-        k1 = slope(state, start)
-        k2 = slope(move(state, step / 2, k1), middle)
-        k3 = slope(move(state, step / 2, k2), middle)
-        k4 = slope(move(state, step, k3), stop)
-        for weight, rate in zip((1, 2, 2, 1), (k1, k2, k3, k4), strict=True):
-            state = move(state, weight * step / 6, rate)
-    return state
+        k1 = slope(x, start)
+        k2 = slope(x + step / 2 * k1, middle)
+        k3 = slope(x + step / 2 * k2, middle)
+        x = x + step / 6 * (k1 + 2 * k2 + 2 * k3 + slope(x + step * k3, stop))
+    return x
 
 
 def dopri5(slope, state, start, stop, tolerance):
@@ -131,7 +129,7 @@ def dopri5(slope, state, start, stop, tolerance):
     Parameters
     ----------
     slope : callable
-        As for ``rk4``.
+        Derivatives of the state with respect to ln sigma, a tuple: ``slope(state, sigma)``.
     state : tuple of Tensor
         At noise ``start``.
     start, stop : float

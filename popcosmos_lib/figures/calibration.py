@@ -168,7 +168,7 @@ def redshifts(truth, prior, start, model, members):
     return fig
 
 
-_SOLVERS = {  # panel: lines with their colour, marker and what selects their rows; evaluations of the default
+_SOLVERS = {  # panel: lines with their colour, marker and what selects their rows; evaluations of the default; unit of these
     "decode": (
         {
             "Adams": (0, "o", {"solver": "adams", "grid": "even"}),
@@ -177,14 +177,16 @@ _SOLVERS = {  # panel: lines with their colour, marker and what selects their ro
             "dopri5, adaptive": (7, "^", {"solver": "dopri5"}),
         },
         {"VE": 16, "VP": 16},
+        "",
     ),
     "log_prob": (
         {
-            "Runge-Kutta 4": (4, "o", {"solver": "rk4", "trace": "exact"}),
+            "Gauss": (4, "o", {"solver": "gauss", "trace": "exact"}),
             "the same, Hutchinson trace (noisy)": (3, "s", {"trace": "hutchinson"}),
             "dopri5, adaptive": (7, "^", {"solver": "dopri5"}),
         },
-        {"VE": 96, "VP": 136},
+        {"VE": 36.5, "VP": 51.5},
+        "with the trace ",
     ),
 }
 
@@ -203,7 +205,7 @@ def solvers(rows):
         Double width. Solid and filled for variance-exploding noise, dashed and open for variance-preserving.
     """
     fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 2.9))
-    for axis, (name, (lines, default)) in zip(axes, _SOLVERS.items(), strict=True):
+    for axis, (name, (lines, default, unit)) in zip(axes, _SOLVERS.items(), strict=True):
         for label, (place, marker, chosen) in lines.items():
             colour = figures.COLOURS[place]
             for sde, style, face in (("VE", "-", colour), ("VP", "--", "w")):
@@ -213,9 +215,9 @@ def solvers(rows):
         for sde, style in (("VE", ":"), ("VP", (0, (1, 4)))):
             axis.axvline(default[sde], color="0.5", lw=0.7, ls=style, zorder=0)
         axis.text(default["VE"], 0.98, "default ", transform=axis.get_xaxis_transform(), fontsize=6, color="0.4", ha="right", va="top")
-        axis.set(xscale="log", yscale="log", xlabel="network evaluations per point")
+        axis.set(xscale="log", yscale="log", xlabel=f"network evaluations {unit}per point")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_major_locator(FixedLocator([8, 16, 32, 64, 128]))
+        axis.xaxis.set_major_locator(FixedLocator([4, 8, 16, 32, 64, 128]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(top=3 * axis.get_ylim()[1])
         axis.legend(loc="lower left", handlelength=1.6, frameon=True, framealpha=1, facecolor="w", edgecolor="none", borderpad=0.2)
