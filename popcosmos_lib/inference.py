@@ -16,7 +16,7 @@ import torch
 from astropy.table import Table
 from tqdm import tqdm
 
-from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, proposal, sampler, sps, survey, walkers
+from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, priors, proposal, sampler, sps, survey, walkers
 from popcosmos_lib.emulator import load as load_emulator
 from popcosmos_lib.population import load as load_population
 
@@ -27,7 +27,7 @@ ENGINES = ("exact", "ensemble")
 QUANTILES = {"q02": 0.0228, "q16": 0.1587, "q50": 0.5, "q84": 0.8413, "q97": 0.9772}
 DERIVED = ("log10SFR", "log10sSFR", "age", "log10M_remain", "A_V")
 FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
-    32: "the model does not reproduce its photometry: a star, a quasar, a wrong flux",
+    32: "no galaxy of the model, or hardly any, has its photometry: a star, a quasar, a wrong flux",
     64: "not to be trusted: k-hat of the weights above 0.7, or R-hat of the chains above 1.1",
     128: "fewer than 400 effective draws",
     256: "more than one redshift: the posterior has well separated modes",
@@ -35,6 +35,7 @@ FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
 }
 _WORST_R_HAT = 1.1
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
+_LEVELS, _RARER, _NODES = 2048, 8, 8  # of the density of the prior: galaxies of it, one in so many draws, nodes (0.05 nat)
 _BATCH = 128  # galaxies whose ensembles advance together, or that are summarised together
 
 
@@ -52,8 +53,8 @@ class Result:
         One row a galaxy: ``id``, ``<parameter>_q02 _q16 _q50 _q84 _q97`` for the 16 parameters and ``DERIVED`` (the star-formation rate is
         a 100 Myr average, the specific one per formed mass, A_V that of the diffuse dust), ``ess`` (effective draws), ``khat`` (Pareto
         index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws
-        (empty where there are none), ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``misfit.p_values``), ``bands``, and ``flags`` (sum of
-        bits of ``FLAGS``).
+        (empty where there are none), ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``misfit.p_values``), ``p_rare`` (``misfit.rarity``),
+        ``bands``, and ``flags`` (sum of bits of ``FLAGS``).
     prior : str
     """
 
@@ -139,7 +140,7 @@ def fit(
     rows = flux.isfinite().any(1).nonzero()[:, 0]
     samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
     weights = torch.full((len(flux), n_draws), torch.nan)
-    scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band")}
+    scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band", "p_rare")}
     used = [""] * len(flux)
     if engine == "exact":
         guess = guess or proposal.load(prior, profile)
@@ -147,10 +148,13 @@ def fit(
         work = _exact(guess, population, emulator, floor, exact.seeds(seed, ids), redshift, n_draws, options)
     else:
         work = _ensemble(prior, population, emulator, floor, torch.Generator().manual_seed(seed), n_draws, options)
+    levels = _log_prior(population, (population or priors.Prospector()).sample(_LEVELS, torch.Generator().manual_seed(0))).sort().values
     with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
         for part in rows.split(_BATCH):
             samples[part], weights[part], found, names = work(part, flux[part], flux_err[part], progress.update)
             found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], floor, emulator)
+            few, share = samples[part, ::_RARER], weights[part, ::_RARER]
+            found["p_rare"] = misfit.rarity(_log_prior(population, few), share / share.sum(1, keepdim=True), levels)
             for name, value in found.items():
                 scores[name][part] = value
             for i, name in zip(part.tolist(), names, strict=True):
@@ -207,6 +211,15 @@ def _goodness(theta, weight, flux, flux_err, floor, emulator):
     residual = likelihood.scaled_residual(magnitude, *data)
     whole, worst = misfit.p_values(residual, flux.isfinite(), weight)
     return {"chi2": residual[torch.arange(len(best)), best].square().sum(-1), "p_fit": whole, "p_band": worst}
+
+
+@torch.no_grad()
+def _log_prior(population, theta):
+    """ln density per unit phi of the population, or else of the Prospector-like prior, at theta (..., 16)."""
+    phi = parameters.to_latent(theta)
+    if population is None:
+        return priors.Prospector().log_prob(phi)
+    return population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(phi)
 
 
 def _separated(z, weight):
@@ -269,13 +282,13 @@ def _summary(samples, weights, scores, used, bands, flags, ids):
             table[f"{name}_{suffix}"] = value.numpy()
     doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > _WORST_R_HAT, scores["khat"] >= exact.KHAT)
     problems = {
-        32: misfit.combined(scores["p_fit"], scores["p_band"]) < misfit.UNLIKELY,
+        32: misfit.combined(scores["p_fit"], scores["p_band"], scores["p_rare"]) < misfit.UNLIKELY,
         64: doubtful, 128: scores["ess"] < exact.ESS, 256: _separated(parameters.column(samples, "z"), weights),
     }  # fmt: skip
     for name in ("ess", "khat", "rhat"):
         table[name] = scores[name].numpy()
     table["engine"] = used
-    for name in ("chi2", "p_fit", "p_band"):
+    for name in ("chi2", "p_fit", "p_band", "p_rare"):
         table[name] = scores[name].numpy()
     table["bands"] = bands.numpy()
     table["flags"] = (flags + sum(bit * bad.long() for bit, bad in problems.items())).numpy()

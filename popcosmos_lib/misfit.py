@@ -1,7 +1,8 @@
-"""Does the model reproduce a galaxy at all? Posterior-predictive tests that catch stars, quasars and wrong photometry.
+"""Does the model reproduce a galaxy at all, and with a galaxy that exists? Tests that catch stars, quasars and wrong photometry.
 
-Residuals of the right model are Student-t with two degrees of freedom, whatever the parameters, so both tests have a closed-form
-reference: the sum over the bands of ln(1 + r^2 / 2), which sees a wrong spectrum, and the largest |r|, which sees one wrong band.
+Residuals of the right model are Student-t with two degrees of freedom, whatever the parameters, so two tests have a closed-form
+reference: the sum over the bands of ln(1 + r^2 / 2), which sees a wrong spectrum, and the largest |r|, which sees one wrong band. The
+third asks how common the galaxies of the posterior are under the prior: a star can be mimicked, but by galaxies that hardly exist.
 Introduced in notebook 07.
 
 References
@@ -13,9 +14,10 @@ import math
 
 import torch
 
-__all__ = ["UNLIKELY", "combined", "p_values"]
+__all__ = ["RARE", "UNLIKELY", "combined", "p_values", "rarity"]
 
-UNLIKELY = 0.05  # p of both tests together below which a galaxy is flagged: so many false alarms at most
+UNLIKELY = 0.05  # p of all tests together below which a galaxy is flagged: so many false alarms at most
+RARE = 0.01  # share of the galaxies of the prior that may be rarer
 _SHARES = 0.2, 0.8  # of them that each test may raise: a wrong spectrum leaves no doubt, one wrong band competes with the noise
 _MEAN, _VARIANCE = 2 - 2 * math.log(2), 0.8427**2  # of ln(1 + t^2 / 2)
 
@@ -48,6 +50,32 @@ def p_values(residual, there, weight):
     return (whole * weight).sum(-1), (worst * weight).sum(-1)
 
 
-def combined(whole, worst):
-    """The p-value of both tests together: the smaller one, each over its share of the false alarms (Bonferroni); same shape, at most 1."""
-    return torch.minimum(whole / _SHARES[0], worst / _SHARES[1]).clamp_max(1.0)
+def rarity(log_p, weight, levels):
+    """How common the galaxies of a posterior are under the prior.
+
+    Parameters
+    ----------
+    log_p : Tensor of shape (n, draws)
+        ln prior density of posterior draws.
+    weight : Tensor of shape (n, draws)
+        They add up to one.
+    levels : Tensor of shape (m,)
+        ln prior density of draws of the prior, rising.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Share of the prior's galaxies whose density is lower, mean over the draws. One draw of each of many posteriors is a draw of the
+        prior, so the share has mean 0.5 and is below p for 2 p of the galaxies at most; hardly any come close, as it is a mean.
+    """
+    share = torch.searchsorted(levels, log_p.contiguous()) / len(levels)
+    return (share * weight).sum(-1)
+
+
+def combined(whole, worst, rare):
+    """The p-value of all tests together, of the same shape, at most 1.
+
+    The smallest one: of `p_values`, each over its share of the false alarms (Bonferroni), and of `rarity`, scaled so that ``RARE`` is
+    ``UNLIKELY``; galaxies of the model do not come near that, so it takes no share.
+    """
+    return torch.minimum(torch.minimum(whole / _SHARES[0], worst / _SHARES[1]), rare * (UNLIKELY / RARE)).clamp_max(1.0)

@@ -72,6 +72,7 @@ def posteriors():
         Column("chi2", "", "sum of squared residuals of the most likely draw over error and floor"),
         Column("p_fit", "", "chance of photometry as unlikely as this under the posterior: small means that the model does not fit"),
         Column("p_band", "", "the same of the band that fits worst"),
+        Column("p_rare", "", "share of the galaxies of the prior that are rarer than those of the posterior: a star is like none of them"),
         Column("bands", "", f"bands used, of {len(filters.SHORT)}", "integer"),
         Column("flags", "", f"sum of bits, 0 = nothing to say; {flags}", "integer"),
         Column("z_spec", "", "spectroscopic redshift of the catalogue, not used by the fit"),

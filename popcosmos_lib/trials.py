@@ -160,4 +160,4 @@ def caught(flux, flux_err, theta, emulator, floor):
     error = likelihood.fractional_error(floor, emulator)
     residual = likelihood.scaled_residual(likelihood.photometry(emulator, theta), flux, flux_err, error)
     p = misfit.p_values(residual[:, None], flux.isfinite(), torch.ones(len(flux), 1))
-    return misfit.combined(*p) < misfit.UNLIKELY
+    return misfit.combined(*p, torch.ones(len(flux))) < misfit.UNLIKELY

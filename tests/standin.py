@@ -33,7 +33,7 @@ def fit(flux, flux_err, prior="pop-cosmos", *, engine="exact", profile="publishe
     for name, values in {**dict(zip(parameters.NAMES, samples.permute(2, 0, 1), strict=True)), **derived}.items():
         for suffix, share in inference.QUANTILES.items():
             table[f"{name}_{suffix}"] = values.quantile(share, dim=1).numpy()
-    for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band"):
+    for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band", "p_rare"):
         table[name] = flux[:, 2].numpy()
     table["engine"], table["bands"] = np.full(len(flux), engine), flux.isfinite().sum(1).numpy()
     table["flags"] = np.where(flux[:, 2].numpy() > 3, 32, 0)

@@ -11,7 +11,7 @@ from popcosmos_lib.figures import catalogues
 
 def table(n):
     rng = np.random.default_rng(4)
-    found = {name: rng.uniform(0, 1, n) for name in ("z_q16", "z_q50", "z_q84", "khat", "p_fit", "p_band")}
+    found = {name: rng.uniform(0, 1, n) for name in ("z_q16", "z_q50", "z_q84", "khat", "p_fit", "p_band", "p_rare")}
     found |= {"ess": np.full(n, 1000.0), "log10M_remain_q50": rng.normal(10, 0.5, n), "z_spec": np.full(n, np.nan)}
     return found | {"flags": np.zeros(n, int)}
 
@@ -34,7 +34,7 @@ def test_shares_are_those_of_the_table():
     given = table(200)
     given["flags"][:10], given["flags"][5:7] = 32, 32 | schema.FAILED
     given["ess"][:50], given["khat"][:] = 100, np.linspace(0, 1.0001, 200)
-    given["p_fit"][:], given["p_band"][:] = 1.0, np.linspace(0, 1, 200)
+    given["p_fit"][:], given["p_rare"][:], given["p_band"][:] = 1.0, 1.0, np.linspace(0, 1, 200)
     given["z_spec"][:7] = 0.5
     said = words(catalogues.page(given, "mine: 200 galaxies"))
     assert "mine: 200 galaxies" in said and "75.0 % above 400" in said and "70.0 % below 0.7" in said and "4.0 % below 0.05" in said

@@ -126,7 +126,8 @@ def test_result_is_what_it_says(data, result):
     names = [*parameters.NAMES, *inference.DERIVED]
     expected = ["id", *(f"{name}_{q}" for name in names for q in inference.QUANTILES)]
     assert found.summary.colnames[: len(expected)] == expected
-    assert found.summary.colnames[len(expected) :] == ["ess", "khat", "rhat", "engine", "chi2", "p_fit", "p_band", "bands", "flags"]
+    tests = ["ess", "khat", "rhat", "engine", "chi2", "p_fit", "p_band", "p_rare", "bands", "flags"]
+    assert found.summary.colnames[len(expected) :] == tests
     assert np.allclose(found.summary["z_q50"], found.samples[..., 15].median(1).values, atol=0.02)
     assert (found.summary["z_q16"] <= found.summary["z_q84"]).all() and set(found.summary["engine"]) == {"ensemble"}
     assert torch.allclose(found.weights.sum(1), torch.ones(24), atol=1e-4)

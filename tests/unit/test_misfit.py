@@ -32,11 +32,25 @@ def test_one_wrong_band_and_a_wrong_spectrum_are_seen():
     p = misfit.p_values(torch.cat([good, band, spectrum]), torch.ones(3, 26, dtype=torch.bool), torch.ones(3, 1))
     assert p[0][0] > 0.5 and p[1][0] > 0.5
     assert p[1][1] < 0.01 < p[0][1], "one band at 60 errors is one among 26 of Student's t, which the largest residual sees"
-    assert (misfit.combined(*p) < misfit.UNLIKELY).tolist() == [False, True, True]
+    assert (misfit.combined(*p, torch.ones(len(p[0]))) < misfit.UNLIKELY).tolist() == [False, True, True]
 
 
 def test_false_alarms_are_as_many_as_said():
     residual = survey.student_t((20_000, 1, 26), torch.Generator().manual_seed(3))
     p = misfit.p_values(residual, torch.ones(20_000, 26, dtype=torch.bool), torch.ones(20_000, 1))
-    share = float((misfit.combined(*p) < misfit.UNLIKELY).float().mean())
+    share = float((misfit.combined(*p, torch.ones(len(p[0]))) < misfit.UNLIKELY).float().mean())
     assert 0.9 * misfit.UNLIKELY - 0.01 < share < misfit.UNLIKELY + 0.005, "the two tests are nearly independent"
+
+
+def test_a_posterior_where_the_prior_has_hardly_a_galaxy_is_rare():
+    g = torch.Generator().manual_seed(4)
+    log_p = lambda x: -0.5 * x.square().sum(-1)  # noqa: E731
+    levels = log_p(torch.randn(4096, 16, generator=g)).sort().values
+    truth = torch.randn(2000, 1, 16, generator=g)
+    posterior = (truth + torch.randn(2000, 1, 16, generator=g)) / 2 + 0.5**0.5 * torch.randn(2000, 50, 16, generator=g)
+    weight = torch.full((2000, 50), 1 / 50)
+    share = misfit.rarity(log_p(posterior), weight, levels)
+    assert abs(float(share.mean()) - 0.5) < 0.02 and float((share < misfit.RARE).float().mean()) < misfit.RARE
+    assert float(misfit.rarity(log_p(posterior + 3), weight, levels).max()) < misfit.RARE
+    ones = torch.ones(1)
+    assert misfit.combined(ones, ones, ones * 0.99 * misfit.RARE) < misfit.UNLIKELY < misfit.combined(ones, ones, ones * 1.01 * misfit.RARE)
