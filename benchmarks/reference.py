@@ -20,24 +20,27 @@ from popcosmos_lib import emulator, exact, inference, likelihood, parameters, po
 from popcosmos_lib.trials import galaxies
 
 N, FLOOR = 12, 0.01
-WALKERS, FIRST, STEPS, MOST = 64, 500, 4000, 40_000  # ensemble steps: to begin with, between tests of convergence, at most
+WALKERS, FIRST, STEPS, MOST = 64, 1000, 4000, 48_000  # ensemble steps: to begin with, between tests of convergence, at most
 CONVERGED = 1.01
 THIN, KEPT = 20, 8192  # steps from one state kept to the next; draws weighted by the density of the population
 
 
 @torch.no_grad()
-def converged(target, row, start, generator):
-    """A chain (steps, walkers, 16) of theta that has converged, and its R-hat; start (walkers, 16) in w."""
-    log_density = lambda w: target(w, row)[0]  # noqa: E731
-    walkers = sampler.ensemble(log_density, start[None], steps=FIRST, generator=generator, thin=FIRST)[0][:, -1]
-    parts = []
-    while len(parts) * STEPS < MOST:
+def converged(target, n, generator):
+    """Chains (n, steps, walkers, 16) of theta of n galaxies, their R-hats and steps; all go on until each has converged."""
+    rows = torch.arange(n)
+    log_density = lambda w: target(w, rows)[0]  # noqa: E731
+    start = torch.randn(n, WALKERS, 16, generator=generator)
+    walkers = sampler.ensemble(log_density, start, steps=FIRST, generator=generator, thin=FIRST)[0][:, -1]
+    theta = torch.empty(n, 0, WALKERS, 16)
+    for _ in tqdm(range(MOST // STEPS), desc="converged posteriors", unit=f"{STEPS} steps"):
         chain, _ = sampler.ensemble(log_density, walkers, steps=STEPS, generator=generator, thin=THIN)
         walkers = chain[:, -1]
-        parts.append(target(chain[0], row.expand(chain.shape[1]))[1])
-        theta = torch.cat(parts)  # (steps, walkers, 16)
-        rhat = max(float(sampler.r_hat(theta[None, ..., i])) for i in range(16))
-        if rhat < CONVERGED:
+        parts = [target(chain[:, i], rows)[1] for i in range(chain.shape[1])]
+        theta = torch.cat([theta, torch.stack(parts, 1)], 1)
+        rhat = torch.stack([sampler.r_hat(theta[..., i]) for i in range(16)]).amax(0)
+        print(f"R-hat {', '.join(f'{value:.3f}' for value in rhat)}", file=sys.stderr, flush=True)
+        if float(rhat.max()) < CONVERGED:
             break
     return theta, rhat
 
@@ -50,30 +53,23 @@ def main(target):
     trial = galaxies(N, people, model, survey.load(), g, FLOOR)
     floor = likelihood.fractional_error(FLOOR, model).expand(26)
     density = exact.Target(trial.flux, trial.flux_err, floor, guess, people, model)
+    chains, rhat = converged(density, N, g)
     rows = []
-    for i in tqdm(range(N), desc="converged posteriors"):
-        start = torch.randn(WALKERS, 16, generator=g)
-        theta, rhat = converged(density, torch.tensor([i]), start, g)
-        steps = THIN * len(theta)
-        theta = theta.flatten(0, 1)
+    for i, chain in enumerate(chains):
+        theta = chain.flatten(0, 1)
         kept = theta[torch.randperm(len(theta), generator=g)[:KEPT]]
         weight = density.amends(kept, torch.full((len(kept),), 1 / len(kept)))[0]
         values = torch.cat([kept, parameters.log_sfr(kept)[:, None]], -1).T
         q = inference.quantiles(values, weight.expand(values.shape), torch.tensor(list(inference.QUANTILES.values())))
         rows.append(
             {
-                "flux": trial.flux[i].tolist(), "flux_err": trial.flux_err[i].tolist(), "truth": trial.theta[i].tolist(), "rhat": rhat,
-                "steps": steps, "quantiles": {name: q[:, k].tolist() for k, name in enumerate([*parameters.NAMES, "log10SFR"])},
+                "flux": trial.flux[i].tolist(), "flux_err": trial.flux_err[i].tolist(), "truth": trial.theta[i].tolist(),
+                "rhat": float(rhat[i]), "steps": THIN * chain.shape[0],
+                "quantiles": {name: q[:, k].tolist() for k, name in enumerate([*parameters.NAMES, "log10SFR"])},
             }
         )  # fmt: skip
-        print(f"galaxy {i}: R-hat {rhat:.4f} after {steps} steps", file=sys.stderr)
-    content = {
-        "what": "quantiles of theta of converged runs of the ensemble sampler",
-        **made,
-        "floor": FLOOR,
-        "walkers": WALKERS,
-        "rows": rows,
-    }
+    what = {"what": "quantiles of theta of converged runs of the ensemble sampler"}
+    content = {**what, **made, "floor": FLOOR, "walkers": WALKERS, "rows": rows}
     store.write_text(target, json.dumps(content) + "\n")
 
 
