@@ -20,33 +20,32 @@ from popcosmos_lib import emulator, exact, inference, likelihood, parameters, po
 from popcosmos_lib.trials import galaxies
 
 N, FLOOR = 12, 0.01
-WALKERS, FIRST, STEPS, MOST = 64, 1000, 4000, 48_000  # ensemble steps: to begin with, between tests of convergence, at most
+WALKERS, FIRST, STEPS, MOST = 64, 1000, 4000, 100_000  # ensemble steps: to begin with, between tests of convergence, at most
 CONVERGED = 1.01
 THIN, KEPT = 20, 8192  # steps from one state kept to the next; draws weighted by the density of the population
 
 
 @torch.no_grad()
 def converged(target, n, generator):
-    """Chains (n, steps, walkers, 16) of theta of n galaxies, their R-hats and steps; all go on until each has converged."""
-    rows = torch.arange(n)
-    log_density = lambda w: target(w, rows)[0]  # noqa: E731
-    start = torch.randn(n, WALKERS, 16, generator=generator)
-    walkers = sampler.ensemble(log_density, start, steps=FIRST, generator=generator, thin=FIRST)[0][:, -1]
-    theta = torch.empty(n, 0, WALKERS, 16)
+    """Chains (steps, walkers, 16) of theta of n galaxies, and their R-hats; each goes on until it has converged."""
+    advance = lambda walkers, rows, **size: sampler.ensemble(lambda w: target(w, rows)[0], walkers, generator=generator, **size)[0]  # noqa: E731
+    walkers = advance(torch.randn(n, WALKERS, 16, generator=generator), torch.arange(n), steps=FIRST, thin=FIRST)[:, -1]
+    theta, rhat = [torch.empty(0, WALKERS, 16)] * n, torch.full((n,), torch.inf)
     for _ in tqdm(range(MOST // STEPS), desc="converged posteriors", unit=f"{STEPS} steps"):
-        chain, _ = sampler.ensemble(log_density, walkers, steps=STEPS, generator=generator, thin=THIN)
-        walkers = chain[:, -1]
-        parts = [target(chain[:, i], rows)[1] for i in range(chain.shape[1])]
-        theta = torch.cat([theta, torch.stack(parts, 1)], 1)
-        rhat = torch.stack([sampler.r_hat(theta[..., i]) for i in range(16)]).amax(0)
-        print(f"R-hat {', '.join(f'{value:.3f}' for value in rhat)}", file=sys.stderr, flush=True)
-        if float(rhat.max()) < CONVERGED:
+        rows = (rhat >= CONVERGED).nonzero()[:, 0]
+        if len(rows) == 0:
             break
+        chain = advance(walkers[rows], rows, steps=STEPS, thin=THIN)
+        walkers[rows] = chain[:, -1]
+        for i, states in zip(rows.tolist(), chain, strict=True):
+            theta[i] = torch.cat([theta[i], target(states, torch.tensor([i]).expand(len(states)))[1]])
+            rhat[i] = max(float(sampler.r_hat(theta[i][None, ..., k])) for k in range(16))
+        print(f"R-hat {', '.join(f'{value:.3f}' for value in rhat)}", file=sys.stderr, flush=True)
     return theta, rhat
 
 
 def main(target):
-    """Run every galaxy to convergence and write ``target``."""
+    """Run every galaxy to convergence and write those that came to it into ``target``."""
     made = provenance.benchmark(store.home())
     g = torch.Generator().manual_seed(11)
     model, people, guess = emulator.load(), population.load(), proposal.load()
@@ -56,6 +55,9 @@ def main(target):
     chains, rhat = converged(density, N, g)
     rows = []
     for i, chain in enumerate(chains):
+        if rhat[i] >= CONVERGED:
+            print(f"galaxy {i} is left out: R-hat {rhat[i]:.3f}", file=sys.stderr)
+            continue
         theta = chain.flatten(0, 1)
         kept = theta[torch.randperm(len(theta), generator=g)[:KEPT]]
         weight = density.amends(kept, torch.full((len(kept),), 1 / len(kept)))[0]

@@ -185,6 +185,23 @@ def test_trace_of_the_network_is_exact(net, rng):
 
 
 @BOTH
+def test_nodes_integrate_over_the_logarithm_of_the_noise(sde):
+    levels, weights = (torch.tensor(values, dtype=torch.float64) for values in sde.nodes(24))
+    assert (levels.diff() > 0).all() and sde.sigma_min < levels[0] and levels[-1] < sde.sigma_max
+    integral = lambda values: float((weights * values).sum())  # noqa: E731
+    assert integral(torch.ones(24)) == pytest.approx(math.log(sde.sigma_max / sde.sigma_min), rel=1e-6)
+    rise = math.log1p(sde.sigma_max**2) - math.log1p(sde.sigma_min**2)
+    assert integral(2 * levels**2 / (1 + levels**2)) == pytest.approx(rise, rel=1e-4)
+
+
+def test_a_density_takes_the_dear_trace_no_more_often_than_it_has_nodes(net, rng):
+    calls, trace = [], net.with_trace
+    net.with_trace = lambda x, sigma: calls.append(sigma) or trace(x, sigma)
+    diffusion.log_prob(net, torch.randn(3, 5, generator=rng, dtype=torch.float64))
+    assert calls == diffusion.VE().nodes(24)[0]
+
+
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"trace": "hutchinson"}], ids=["exact", "hutchinson"])
 def test_log_prob_has_the_gradient_of_its_values(options, sde, net, rng):
     x = torch.randn(1, 5, generator=rng, dtype=torch.float64, requires_grad=True)
