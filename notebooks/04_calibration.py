@@ -188,8 +188,9 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 # %% [markdown]
 # **Read it.** At equal cost Adams, of third order and with a corrector that costs nothing, is several times as exact as DPM-Solver++ or
 # Heun; the adaptive solver wins only where more than some 70 evaluations are spent. Variance-preserving noise starts at σ = 152 instead of
-# 10 and pays for the longer way. The Hutchinson trace costs one direction instead of 16 and leaves 2 to 3 nat of noise in every density,
-# however fine the steps.
+# 10 and pays for the longer way. The right panel counts evaluations with the exact trace, sixteen without it as one: the path of a point is
+# cheap and the trace along it smooth, so few nodes of Gauss do. The Hutchinson trace costs one direction instead of 16 and leaves 2 to 3
+# nat of noise in every density, however fine the steps.
 
 # %% [markdown]
 # ## Three calibrations

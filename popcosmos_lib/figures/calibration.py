@@ -204,7 +204,7 @@ def solvers(rows):
     Figure
         Double width. Solid and filled for variance-exploding noise, dashed and open for variance-preserving.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 2.9))
+    fig, axes = plt.subplots(1, 2, figsize=(figures.DOUBLE, 3.2))
     for axis, (name, (lines, default, unit)) in zip(axes, _SOLVERS.items(), strict=True):
         for label, (place, marker, chosen) in lines.items():
             colour = figures.COLOURS[place]
@@ -220,7 +220,7 @@ def solvers(rows):
         axis.xaxis.set_major_locator(FixedLocator([4, 8, 16, 32, 64, 128]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(top=3 * axis.get_ylim()[1])
-        axis.legend(loc="lower left", handlelength=1.6, frameon=True, framealpha=1, facecolor="w", edgecolor="none", borderpad=0.2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     axes[0].set_ylabel("rms error of a draw [population sd]")
     axes[1].set_ylabel(r"rms error of $\ln p$ [nat]")
     handles = [Line2D([], [], color="k", lw=1, ls="-", marker="o"), Line2D([], [], color="k", lw=1, ls="--", marker="o", mfc="w")]
