@@ -2,7 +2,7 @@
 
 Everything here lives in a *standardised* space x (mean 0, variance about 1 in every direction); ``population``
 adds the shift, scale and probit that lead to physical parameters. Densities returned here are per unit x.
-The solvers of the ODE are in ``solvers``. Introduced in notebook 04.
+The solvers of the ODE are in ``solvers``, the kinds of noise in ``noise``. Introduced in notebook 04.
 
 References
 ----------

@@ -215,11 +215,11 @@ def _goodness(theta, weight, flux, flux_err, floor, emulator):
 
 @torch.no_grad()
 def _log_prior(population, theta):
-    """ln density per unit phi of the population, or else of the Prospector-like prior, at theta (..., 16)."""
-    phi = parameters.to_latent(theta)
+    """ln density per unit phi of the population, or else of the Prospector-like prior, at theta (..., 16); on the CPU."""
     if population is None:
-        return priors.Prospector().log_prob(phi)
-    return population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(phi)
+        return priors.Prospector().log_prob(parameters.to_latent(theta))
+    theta = theta.to(population.shift.device)
+    return (population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
 
 
 def _separated(z, weight):

@@ -185,7 +185,7 @@ _SOLVERS = {  # panel: lines with their colour, marker and what selects their ro
             "the same, Hutchinson trace (noisy)": (3, "s", {"trace": "hutchinson"}),
             "dopri5, adaptive": (7, "^", {"solver": "dopri5"}),
         },
-        {"VE": 36.5, "VP": 51.5},
+        {"VE": 36.25, "VP": 51.25},
         "with the trace ",
     ),
 }
