@@ -252,7 +252,7 @@ def inference(measured):
         lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}", ""])
     head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest", "sigma_MAD", "outliers", ""]
     text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, rms over the galaxies, in posterior sigma. "
-    return f"{text}Measured on {_where(measured)}; two threads, load {measured['load']:.1f} at the start."
+    return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
 def release(measured):
