@@ -197,8 +197,9 @@ for (name, prior, engine), sample in jobs.items():
     print(f"{title}: {', '.join(f'{key} {value:.4g}' for key, value in scored[title].items())}, flagged {int(((flags & 32) > 0).sum())}, "
           f"PIT KS {metrics.ks(within[within.isfinite()]):.2f}")  # fmt: skip
     known = ~faint(sample.flux)
-    bright[title] = metrics.photoz(q[1][known], sample.z_spec[known])
-    print(f"    of them within r < 25: {', '.join(f'{key} {value:.4g}' for key, value in bright[title].items())}")
+    if known.any():
+        bright[title] = metrics.photoz(q[1][known], sample.z_spec[known])
+        print(f"    of them within r < 25: {', '.join(f'{key} {value:.4g}' for key, value in bright[title].items())}")
     if prior == "pop-cosmos":
         panels[title] = (prior, sample.z_spec.numpy(), q.numpy())
 if "kids" in real:
