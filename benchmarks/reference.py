@@ -1,8 +1,9 @@
-"""Converged posteriors of a few galaxies, kept as data: quantiles of long runs of the papers' ensemble sampler (an hour).
+"""Converged posteriors of a few galaxies, kept as data: quantiles of long runs of the papers' ensemble sampler (an hour and a half).
 
 The walkers move in the coordinates of the proposal, where the posterior is nearly normal: an affine-invariant sampler converges to the same
-posterior in any coordinates of the prior's support, and here it does so in an hour. A flow stands for the population meanwhile; draws are
-weighted by its density at the end. What is kept is theta only. Convergence: split R-hat below 1.01 in every parameter, each walker a chain.
+posterior in any coordinates of the prior's support, and here it does so in tens of thousands of steps. A flow stands for the population
+meanwhile; draws are weighted by its density at the end. What is kept is theta only. Convergence: split R-hat below 1.01 in every parameter,
+each walker a chain.
 
     python benchmarks/reference.py [FILE]
 

@@ -140,7 +140,7 @@ def fit(
     rows = flux.isfinite().any(1).nonzero()[:, 0]
     samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
     weights = torch.full((len(flux), n_draws), torch.nan)
-    scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", "p_fit", "p_band", "p_rare")}
+    scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", *misfit.TESTS)}
     used = [""] * len(flux)
     if engine == "exact":
         guess = guess or proposal.load(prior, profile)
@@ -282,13 +282,13 @@ def _summary(samples, weights, scores, used, bands, flags, ids):
             table[f"{name}_{suffix}"] = value.numpy()
     doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > _WORST_R_HAT, scores["khat"] >= exact.KHAT)
     problems = {
-        32: misfit.combined(scores["p_fit"], scores["p_band"], scores["p_rare"]) < misfit.UNLIKELY,
+        32: misfit.combined(*(scores[test] for test in misfit.TESTS)) < misfit.UNLIKELY,
         64: doubtful, 128: scores["ess"] < exact.ESS, 256: _separated(parameters.column(samples, "z"), weights),
     }  # fmt: skip
     for name in ("ess", "khat", "rhat"):
         table[name] = scores[name].numpy()
     table["engine"] = used
-    for name in ("chi2", "p_fit", "p_band", "p_rare"):
+    for name in ("chi2", *misfit.TESTS):
         table[name] = scores[name].numpy()
     table["bands"] = bands.numpy()
     table["flags"] = (flags + sum(bit * bad.long() for bit, bad in problems.items())).numpy()

@@ -14,8 +14,9 @@ import math
 
 import torch
 
-__all__ = ["RARE", "UNLIKELY", "combined", "p_values", "rarity"]
+__all__ = ["RARE", "TESTS", "UNLIKELY", "combined", "p_values", "rarity"]
 
+TESTS = ("p_fit", "p_band", "p_rare")  # columns of a summary, in the order that `combined` takes
 UNLIKELY = 0.05  # p of all tests together below which a galaxy is flagged: so many false alarms at most
 RARE = 0.01  # share of the galaxies of the prior that may be rarer
 _SHARES = 0.2, 0.8  # of them that each test may raise: a wrong spectrum leaves no doubt, one wrong band competes with the noise

@@ -11,7 +11,7 @@ from popcosmos_lib.exact import ESS, KHAT
 
 __all__ = ["check", "page", "read", "write"]
 
-_COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", "p_fit", "p_band", "p_rare", "flags"]
+_COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", *misfit.TESTS, "flags"]
 _ROWS = 2_000_000  # galaxies that a page is drawn from, of larger catalogues evenly spaced row groups
 _BLUE, _RED = figures.COLOURS[:2]
 
@@ -51,7 +51,7 @@ def page(table, title):
     _quality(third, np.log10(table["ess"].clip(1)), np.log10(ESS), f"above {ESS:g}", r"$\log_{10}$ effective draws")
     _quality(fourth, table["khat"].clip(-1, 2), KHAT, f"below {KHAT}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
-    p = misfit.combined(*(torch.tensor(table[name]) for name in ("p_fit", "p_band", "p_rare"))).numpy()
+    p = misfit.combined(*(torch.tensor(table[name]) for name in misfit.TESTS)).numpy()
     _quality(sixth, p, misfit.UNLIKELY, f"below {misfit.UNLIKELY}", "chance of a worse fit")
     return fig
 

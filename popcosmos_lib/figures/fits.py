@@ -184,7 +184,7 @@ def trust(quality, p, unlikely, ess, khat):
     quality : dict of str to (ess, khat)
         Sample -> effective draws and Pareto index, each of shape (n,).
     p : dict of str to ndarray of shape (n,)
-        Sample -> p-value of both tests together.
+        Sample -> p-value of all tests together.
     unlikely, ess, khat : float
         Limits, drawn as lines.
 
