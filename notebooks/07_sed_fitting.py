@@ -52,7 +52,7 @@ from popcosmos_lib.catalog import from_table
 from popcosmos_lib.exact import ESS, KHAT
 from popcosmos_lib.figures import fits
 from popcosmos_lib.igm import transmission
-from popcosmos_lib.misfit import UNLIKELY, combined
+from popcosmos_lib.misfit import TESTS, UNLIKELY, combined
 from popcosmos_lib.population import Population, log_ratio
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
@@ -126,7 +126,7 @@ tools = {"emulator": model, "population": people, "n_draws": n_draws, "seed": se
 def fitted(flux, flux_err, prior="pop-cosmos"):
     began = time.process_time()
     result = inference.fit(flux, flux_err, prior, guess=used[prior], **tools)
-    columns = {key: torch.as_tensor(np.asarray(result.summary[key])) for key in ("ess", "khat", "p_fit", "p_band", "p_rare", "flags")}
+    columns = {key: torch.as_tensor(np.asarray(result.summary[key])) for key in ("ess", "khat", *TESTS, "flags")}
     columns["chains"] = torch.tensor([engine == "chains" for engine in result.summary["engine"]])
     columns["cpu"] = torch.tensor([time.process_time() - began])
     return {"draws": result.samples, "weights": result.weights, **columns}
@@ -142,7 +142,7 @@ def tried():
     return {f"{kind}/{key}": value for kind, result in results.items() for key, value in result.items()}
 
 
-tests = this.artefact("trials", tried, version=2, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
+tests = this.artefact("trials", tried, version=3, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
 score = {kind: {key.split("/")[1]: value for key, value in tests.data.items() if key.startswith(f"{kind}/")} for kind in photometry}
 
 # %%
@@ -197,13 +197,13 @@ this.savefig(fits.ranks(panels, parameters.LABELS, shown, ranks["26 bands"].limi
 # **Read it.** Each line is one parameter; a slope down, then up, would mean posteriors that are too narrow. The grey band holds all
 # lines of the left panel in 99 % of such experiments; the right panel has fewer galaxies and its lines may stray further.
 #
-# Effective draws and k-hat are not the test: a mixture fitted to the very draws that it weighs flatters their weights, and on posteriors
-# that are thin curved sheets, as photometry of one per cent makes them, neither number shows it. Ranks do. Brightness is the direction
-# in which the sheets are thinnest and turn most; with it solved for, what is left is close enough to a normal.
+# Effective draws and k-hat are not the test: photometry of one per cent makes posteriors thin curved sheets, and neither number shows
+# what no draw has reached. Ranks do. Two things keep the weights honest. Brightness, the direction in which the sheets are thinnest and
+# turn most, is solved for, so that what is left is close to a normal; and no mixture weighs draws that it was fitted to.
 
 # %% tags=["figure"]
 quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in ranks}
-p = {kind: combined(*(score[kind][test] for test in ("p_fit", "p_band", "p_rare"))).numpy() for kind in ("26 bands", *trials.ODDITIES)}
+p = {kind: combined(*(score[kind][test] for test in TESTS)).numpy() for kind in ("26 bands", *trials.ODDITIES)}
 this.savefig(fits.trust(quality, p, UNLIKELY, ESS, KHAT), "fit_trust")
 
 # %% [markdown]
@@ -232,7 +232,7 @@ def posteriors():
     return {f"{key} {name}": value for name, result in results.items() for key, value in result.items()} | {"rows": rows}
 
 
-found = this.artefact("posteriors", posteriors, version=2, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
+found = this.artefact("posteriors", posteriors, version=3, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
 draws, equal = {}, this.generator("resampling")
 for name in inference.PRIORS:
     draws[name] = inference.Result(found.data[f"draws {name}"], found.data[f"weights {name}"], None, name).equal(400, equal)

@@ -110,7 +110,8 @@ class Target:
         if self.population is None:
             return weight, torch.ones_like(weight[..., 0])
         gain = log_ratio(self.population, theta, lambda phi: self.proposal.log_prior(phi, theta), steps=_NODES)
-        factor = (gain - gain.masked_fill(weight == 0, -torch.inf).amax(-1, keepdim=True)).clamp_max(0.0).exp()
+        gain = gain.masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
+        factor = (gain - gain.amax(-1, keepdim=True)).exp()
         mean = (weight * factor).sum(-1, keepdim=True)
         return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1)
 

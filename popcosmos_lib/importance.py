@@ -1,16 +1,17 @@
 """Adaptive multiple importance sampling of many densities at once, with Pareto-smoothed weights.
 
-Each target is a density of w that is roughly a unit normal. Rounds of draws come from mixtures of Student-t components, refitted to all
-that was drawn so far; every draw is weighted by the average of all the densities it could have come from, so that none of the effort is
-lost and a poor early round cannot spoil a good later one. A mixture that was fitted to draws is large where they are, so their weights
-come out more even than those of fresh draws would: on thin curved posteriors effective draws can be overstated several times, and widths
-come out some per cent too small, so ranks of known truths are the test (notebook 07). Used by ``exact``.
+Each target is a density of w that is roughly a unit normal. Rounds of draws come from mixtures of Student-t components, refitted to what
+was drawn so far; every draw is weighted by the average of all the densities it could have come from, so that none of the effort is lost
+and a poor early round cannot spoil a good later one. A mixture that is fitted to draws is large where they are: weighted by it, they come
+out more even than fresh draws would, effective draws are overstated (1.5 times here) and widths are too small (3 per cent). Draws are
+therefore kept in folds, and those of a fold come from, and are weighted by, mixtures that were fitted to the other folds. Used by
+``exact``.
 
 References
 ----------
 Cornuet et al. (2012), arXiv:0907.1254 (adaptive multiple importance sampling); Cappe et al. (2008), arXiv:0710.4242 (mixtures of t);
-Vehtari et al. (2024), arXiv:1507.02646 (Pareto smoothing, k-hat); Zhang & Stephens (2009), Technometrics 51, 316 (its fit);
-Fearnhead & Clifford (2003), JRSS B 65, 887 (resampling with weights).
+Chernozhukov et al. (2018), arXiv:1608.00060 (cross-fitting); Vehtari et al. (2024), arXiv:1507.02646 (Pareto smoothing, k-hat);
+Zhang & Stephens (2009), Technometrics 51, 316 (its fit); Fearnhead & Clifford (2003), JRSS B 65, 887 (resampling with weights).
 """
 
 import math
@@ -20,14 +21,15 @@ import torch
 
 __all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
 
-_NU = 8.0  # degrees of freedom of the components
-_COMPONENTS = 2  # each has 152 numbers to fit: more of them follow the very draws that they weigh, and flatter the weights
+_FOLDS = 4  # of the draws; each mixture is fitted to three of them and draws for the fourth
+_NU = 16.0  # degrees of freedom of the components
+_COMPONENTS = 2
 _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
 _ITERATIONS = 4  # of the fit of a mixture
-_FITTED = 16_384  # draws it is fitted to, those of the largest weight
+_FITTED = 2048  # draws it is fitted to, those of the largest weight
 _LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
 _TEMPERS = torch.linspace(1.0, 0.0, 41)  # exponents tried
-_SHRINK = 10.0  # draws that the common covariance counts for in that of each component
+_SHRINK = 30.0  # draws that the common covariance counts for in that of each component
 _TAIL = 3.0  # tail of n weights that is smoothed, in units of sqrt(n); at most a fifth of them
 
 
@@ -45,7 +47,7 @@ class Draws(NamedTuple):
         Effective draws; index of the Pareto tail of the raw weights, to be trusted below 0.7.
     rounds : int
     last : Mixture
-        Fitted to all draws.
+        Fitted to all draws but those of the first fold.
     """
 
     w: torch.Tensor
@@ -240,7 +242,7 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat
         One for each target.
     dim : int
     draws : int
-        In each round.
+        In each round, a multiple of the four folds.
     rounds : int
         At most.
     ess, khat : float
@@ -253,12 +255,13 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat
     """
     active = torch.arange(len(random.generators))
     found = [None] * len(active)
-    # the lists have one entry a round; the density of each draw under all rounds so far is kept as a running logsumexp
+    # the lists have one entry a round, the folds of a target in successive rows: (g x folds, n, ...); the density of each draw under all
+    # rounds so far is kept as a running logsumexp
     w, target, extra, density, mixtures = [], [], [], [], []
     for i in range(rounds):
-        part = random.of(active.tolist())
-        new = _WIDE * part.normal(draws, dim) if i == 0 else mixtures[-1].sample(draws, part)
-        value, kept = log_target(new, active)
+        part = random.of(active.repeat_interleave(_FOLDS).tolist())
+        new = _WIDE * part.normal(draws // _FOLDS, dim) if i == 0 else mixtures[-1].sample(draws // _FOLDS, part)
+        value, kept = (_folded(x) for x in log_target(_joined(new), active))
         own = _log_wide(new)
         for mixture in mixtures:
             own = torch.logaddexp(own, mixture.log_prob(new))
@@ -266,26 +269,46 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat
             density = [torch.logaddexp(old, mixtures[-1].log_prob(x)) for old, x in zip(density, w, strict=True)]
         w, extra = [*w, new], [*extra, kept]
         target, density = [*target, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf)], [*density, own]
-        log_weight = torch.cat(target, 1) - torch.cat(density, 1)
+        log_weight = _joined(torch.cat(target, 1) - torch.cat(density, 1))
         log_weight = log_weight.masked_fill((log_weight.amax(-1) == -torch.inf)[:, None], 0.0)  # nothing allowed yet: look wider
         smoothed, tail = pareto_smooth(log_weight)
         enough = effective(smoothed)
         done = (enough >= ess) & (tail < khat)
         last = i == rounds - 1
         everything = torch.cat(w, 1)
-        mixture = fit(everything, smoothed, part)
+        mixture = fit(_others(everything), _others(_folded(smoothed)), part)
         for j in (done | last).nonzero()[:, 0].tolist():
-            values = torch.cat([x[j] for x in extra])
-            found[active[j]] = Draws(everything[j], values, smoothed[j], float(enough[j]), float(tail[j]), i + 1, mixture.of([j]))
+            rows = slice(_FOLDS * j, _FOLDS * (j + 1))
+            values = torch.cat([x[rows] for x in extra], 1).flatten(0, 1)
+            found[active[j]] = Draws(
+                everything[rows].flatten(0, 1), values, smoothed[j], float(enough[j]), float(tail[j]), i + 1, mixture.of([_FOLDS * j])
+            )
         if last or done.all():
             break
         mixtures.append(mixture)
         if done.any():
-            left = (~done).nonzero()[:, 0]
-            active = active[left.cpu()]
-            w, target, extra, density = ([x[left] for x in values] for values in (w, target, extra, density))
-            mixtures = [old.of(left) for old in mixtures]
+            left = ~done
+            active, rows = active[left.cpu()], left.repeat_interleave(_FOLDS)
+            w, target, extra, density = ([x[rows] for x in values] for values in (w, target, extra, density))
+            mixtures = [old.of(rows) for old in mixtures]
     return found
+
+
+def _joined(x):
+    """Rows of folds (g x folds, n, ...) to rows of targets (g, folds x n, ...)."""
+    return x.unflatten(0, (-1, _FOLDS)).flatten(1, 2)
+
+
+def _folded(x):
+    """Inverse of ``_joined``."""
+    return x.unflatten(1, (_FOLDS, -1)).flatten(0, 1)
+
+
+def _others(x):
+    """For each fold (g x folds, n, ...) the draws of the other folds of its target, (g x folds, (folds - 1) n, ...)."""
+    fold = torch.arange(_FOLDS, device=x.device)
+    others = torch.stack([torch.cat([fold[:k], fold[k + 1 :]]) for k in range(_FOLDS)])
+    return x.unflatten(0, (-1, _FOLDS))[:, others].flatten(2, 3).flatten(0, 1)
 
 
 def thin(log_weight, n, uniform):
@@ -302,7 +325,7 @@ def thin(log_weight, n, uniform):
     Returns
     -------
     rows : Tensor of shape (n,)
-        Without repetition where m >= n draws have weight.
+        Without repetition where n draws have weight.
     weight : Tensor of shape (n,)
         They add up to one; no expectation is changed on average.
     """
@@ -311,7 +334,7 @@ def thin(log_weight, n, uniform):
     rest = p.sum() - ordered.values.cumsum(0) + ordered.values  # of this draw and all lighter ones
     k = torch.arange(len(p), device=p.device)
     # the largest weight that light draws get, c: draws heavier than c are kept as they are
-    heavy = int(((n - k).clamp_min(1) * ordered.values > rest)[: n - 1].int().cumprod(0).sum())
+    heavy = int(((n - k).clamp_min(1) * ordered.values > rest)[: min(n, len(p)) - 1].int().cumprod(0).sum())
     light = ordered.indices[heavy:]
     level = p[light].cumsum(0)
     at = (torch.arange(n - heavy, device=p.device).double() + uniform) / (n - heavy) * level[-1]
