@@ -38,8 +38,8 @@ from popcosmos_lib import (
 FLOOR = 0.01
 FOLLOWED = ("z", "log10M_formed", "log10SFR")
 BARS = {"trusted": 0.98, "effective": 0.95, "seconds": 2.0, "caught": 0.9, "alarms": 0.05, "distance": 0.15}
-PLANTED = 60  # objects of each kind
-FEW = 4  # galaxies that nautilus gets, minutes each
+PLANTED = 30  # objects of each kind
+FEW = 2  # galaxies that nautilus gets, minutes each
 
 
 def timed(work):
@@ -113,8 +113,8 @@ def nautilus(flux, flux_err, tools):
             value = likelihood.log_likelihood(magnitude, f, e, floor) - forward.log_passing(magnitude, f, e, floor)
             return torch.where(population.inside(theta), value, -1e10).double().numpy()
 
-        sampler = Sampler(prior, log_likelihood, n_live=1000, pass_dict=False, vectorized=True, seed=1)
-        sampler.run(n_eff=2000, verbose=False)
+        sampler = Sampler(prior, log_likelihood, n_live=500, pass_dict=False, vectorized=True, seed=1)
+        sampler.run(n_eff=1000, verbose=False)
         points, log_weight, _ = sampler.posterior()
         theta = tools["population"].from_base(torch.as_tensor(points, dtype=torch.float32))[None]
         weight = torch.as_tensor(np.exp(log_weight - log_weight.max()), dtype=torch.float32)

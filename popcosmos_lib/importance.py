@@ -22,6 +22,7 @@ import torch
 __all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
 
 _FOLDS = 4  # of the draws; each mixture is fitted to three of them and draws for the fourth
+_STEADY = 8  # a round brings at least this part of all draws so far: the cost of all mixtures on all draws then stays small
 _NU = 16.0  # degrees of freedom of the components
 _COMPONENTS = 2
 _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
@@ -230,7 +231,7 @@ def pareto_smooth(log_weight):
     return smoothed.log_softmax(-1).to(torch.float32), torch.where(good, k[:, 0], torch.inf).float()
 
 
-def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat=0.7):
+def sample(log_target, random, *, dim=16, draws=1024, rounds=28, ess=400.0, khat=0.7):
     """Draw from many targets until each has enough effective draws.
 
     Parameters
@@ -242,7 +243,7 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat
         One for each target.
     dim : int
     draws : int
-        In each round, a multiple of the four folds.
+        In each of the first rounds, a multiple of the four folds; later rounds are larger.
     rounds : int
         At most.
     ess, khat : float
@@ -257,16 +258,18 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=96, ess=400.0, khat
     found = [None] * len(active)
     # the lists have one entry a round, the folds of a target in successive rows: (g x folds, n, ...); the density of each draw under all
     # rounds so far is kept as a running logsumexp
-    w, target, extra, density, mixtures = [], [], [], [], []
+    w, target, extra, density, mixtures, sizes = [], [], [], [], [], []
     for i in range(rounds):
         part = random.of(active.repeat_interleave(_FOLDS).tolist())
-        new = _WIDE * part.normal(draws // _FOLDS, dim) if i == 0 else mixtures[-1].sample(draws // _FOLDS, part)
+        sizes.append(draws * max(1, sum(sizes) // (_STEADY * draws)))
+        n = sizes[-1] // _FOLDS
+        new = _WIDE * part.normal(n, dim) if i == 0 else mixtures[-1].sample(n, part)
         value, kept = (_folded(x) for x in log_target(_joined(new), active))
-        own = _log_wide(new)
-        for mixture in mixtures:
-            own = torch.logaddexp(own, mixture.log_prob(new))
+        own = _log_wide(new) + math.log(sizes[0])
+        for mixture, size in zip(mixtures, sizes[1:], strict=True):
+            own = torch.logaddexp(own, mixture.log_prob(new) + math.log(size))
         if mixtures:
-            density = [torch.logaddexp(old, mixtures[-1].log_prob(x)) for old, x in zip(density, w, strict=True)]
+            density = [torch.logaddexp(old, mixtures[-1].log_prob(x) + math.log(sizes[-1])) for old, x in zip(density, w, strict=True)]
         w, extra = [*w, new], [*extra, kept]
         target, density = [*target, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf)], [*density, own]
         log_weight = _joined(torch.cat(target, 1) - torch.cat(density, 1))
