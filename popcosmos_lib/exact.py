@@ -25,7 +25,7 @@ ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at w
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
 _NODES, _SPARE = 8, 1.6  # nodes of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
-_CHAINS, _OVERDRAW, _MOVES = 256, 4, 10  # of the annealing; a gradient costs little more for 256 chains than for 64
+_CHAINS, _OVERDRAW, _MOVES = 256, 4, 10  # of the annealing; a gradient of 256 chains costs 1.5 times that of 64
 _STAGES, _LEAPFROGS, _KEPT = (10, 30), 8, 10  # trajectories, gradients in each, states kept of each chain
 
 

@@ -310,7 +310,7 @@ def _folded(x):
 def _others(x):
     """For each fold (g x folds, n, ...) the draws of the other folds of its target, (g x folds, (folds - 1) n, ...)."""
     fold = torch.arange(_FOLDS, device=x.device)
-    others = torch.stack([torch.cat([fold[:k], fold[k + 1 :]]) for k in range(_FOLDS)])
+    others = ((fold[:, None] + fold[1:]) % _FOLDS).sort(-1).values
     return x.unflatten(0, (-1, _FOLDS))[:, others].flatten(2, 3).flatten(0, 1)
 
 
