@@ -142,7 +142,7 @@ def tried():
     return {f"{kind}/{key}": value for kind, result in results.items() for key, value in result.items()}
 
 
-tests = this.artefact("trials", tried, version=3, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
+tests = this.artefact("trials", tried, version=4, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
 score = {kind: {key.split("/")[1]: value for key, value in tests.data.items() if key.startswith(f"{kind}/")} for kind in photometry}
 
 # %%
@@ -232,7 +232,7 @@ def posteriors():
     return {f"{key} {name}": value for name, result in results.items() for key, value in result.items()} | {"rows": rows}
 
 
-found = this.artefact("posteriors", posteriors, version=3, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
+found = this.artefact("posteriors", posteriors, version=4, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
 draws, equal = {}, this.generator("resampling")
 for name in inference.PRIORS:
     draws[name] = inference.Result(found.data[f"draws {name}"], found.data[f"weights {name}"], None, name).equal(400, equal)
@@ -333,7 +333,7 @@ this.savefig(fits.spectrum(wave, np.quantile(continuum, [0.16, 0.5, 0.84], 0), b
 #
 # ## What differs from the paper
 # The papers walk with 512 affine-invariant walkers and 1000 steps under the density of the diffusion model, 10 to 15 GPU-seconds a
-# galaxy. Here nothing walks unless the importance weights fail, and then in coordinates where the posterior is nearly normal. The
+# galaxy. Here nothing walks unless importance weights of a good fit fail, and then in coordinates where the posterior is nearly normal. The
 # likelihood of a galaxy that passed r < 25 is divided by its chance of passing, because the population is that of selected galaxies.
 # `engine="ensemble"` is the papers' way; `make bench` compares the two with converged chains.
 

@@ -1,9 +1,9 @@
 """Exact posteriors of many galaxies: an amortised proposal, then importance sampling until the weights can be trusted.
 
 Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
-left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. What does not pass is annealed
-and walked by Hamiltonian chains in the same coordinates. A flow stands for the density of the population meanwhile; the draws that are
-kept are weighted by the population itself. Introduced in notebook 07.
+left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. Where the weights cannot be
+trusted although the galaxy is fitted well, Hamiltonian chains walk in the same coordinates. A flow stands for the density of the
+population meanwhile; the draws that are kept are weighted by the population itself. Introduced in notebook 07.
 
 References
 ----------
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from popcosmos_lib import forward, hamiltonian, importance, likelihood, parameters, sampler
+from popcosmos_lib import forward, hamiltonian, importance, likelihood, misfit, parameters, sampler
 from popcosmos_lib.importance import Streams
 from popcosmos_lib.population import log_ratio
 
@@ -115,6 +115,12 @@ class Target:
         mean = (weight * factor).sum(-1, keepdim=True)
         return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1)
 
+    def plausible(self, posterior, row):
+        """Whether the draws of a `Posterior` reproduce its galaxy ``row`` (1,); chains cannot mend the fit of what is no galaxy."""
+        draws = posterior.theta[None], posterior.weight[None]
+        found = misfit.goodness(*draws, self.flux[row], self.flux_err[row], self.floor, self.emulator)
+        return bool(misfit.combined(found["p_fit"], found["p_band"], torch.ones(1).to(self.flux)) >= misfit.UNLIKELY)
+
 
 def seeds(seed, ids):
     """One seed for each galaxy, from its identifier: draws then do not depend on which galaxies are fitted together."""
@@ -123,7 +129,7 @@ def seeds(seed, ids):
 
 @torch.no_grad()
 def posteriors(
-    flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, redshift=None, draws=1024, rounds=28,
+    flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, redshift=None, draws=1024, rounds=34,
     ess=ESS, progress=None,
 ):  # fmt: skip
     """Sample the posterior of every galaxy.
@@ -155,11 +161,11 @@ def posteriors(
         enough, part = ess if population is None else _SPARE * ess, []
         for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=enough, khat=KHAT)):
             stream = streams.of([row])
-            if result.ess >= enough and result.khat < KHAT:
-                kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
-                part.append(Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance"))
-            else:
-                part.append(_walk(target, torch.tensor([row]), result, stream, n_draws))
+            kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
+            one = Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance")
+            if result.khat >= KHAT and target.plausible(one, torch.tensor([row])):
+                one = _walk(target, torch.tensor([row]), result, stream, n_draws)
+            part.append(one)
         theta = torch.stack([one.theta for one in part])
         weights, shares = (x.cpu() for x in target.amends(theta, torch.stack([one.weight for one in part])))
         for one, draws_of, weight, share in zip(part, theta.cpu(), weights, shares.tolist(), strict=True):
@@ -170,10 +176,11 @@ def posteriors(
 
 
 def _walk(target, row, result, stream, n_draws):
-    """What importance sampling left: annealing from its last mixture, then Hamiltonian chains."""
+    """What importance sampling left: annealing from a mixture that fits its draws, then Hamiltonian chains."""
+    mixture = importance.fit(result.w[None], result.log_weight[None], stream)
     generator = torch.Generator(result.w.device).manual_seed(stream.generators[0].initial_seed() // 2)
-    both = lambda w: torch.stack([result.last.log_prob(w), target(w, row)[0]])  # noqa: E731
-    start = result.last.sample(_CHAINS * _OVERDRAW, stream)
+    both = lambda w: torch.stack([mixture.log_prob(w), target(w, row)[0]])  # noqa: E731
+    start = mixture.sample(_CHAINS * _OVERDRAW, stream)
     chain = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)  # (1, chains, 16)
     log_density = lambda w: target(w[None], row)[0][0]  # noqa: E731
     for trajectories in _STAGES:  # the covariance of the first gives the metric of the second

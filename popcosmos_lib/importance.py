@@ -47,8 +47,6 @@ class Draws(NamedTuple):
     ess, khat : float
         Effective draws; index of the Pareto tail of the raw weights, to be trusted below 0.7.
     rounds : int
-    last : Mixture
-        Fitted to all draws but those of the first fold.
     """
 
     w: torch.Tensor
@@ -57,7 +55,6 @@ class Draws(NamedTuple):
     ess: float
     khat: float
     rounds: int
-    last: "Mixture"
 
 
 class Mixture(NamedTuple):
@@ -231,7 +228,7 @@ def pareto_smooth(log_weight):
     return smoothed.log_softmax(-1).to(torch.float32), torch.where(good, k[:, 0], torch.inf).float()
 
 
-def sample(log_target, random, *, dim=16, draws=1024, rounds=28, ess=400.0, khat=0.7):
+def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat=0.7):
     """Draw from many targets until each has enough effective draws.
 
     Parameters
@@ -259,8 +256,8 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=28, ess=400.0, khat
     # the lists have one entry a round, the folds of a target in successive rows: (g x folds, n, ...); the density of each draw under all
     # rounds so far is kept as a running logsumexp
     w, target, extra, density, mixtures, sizes = [], [], [], [], [], []
+    part = random.of(active.repeat_interleave(_FOLDS).tolist())
     for i in range(rounds):
-        part = random.of(active.repeat_interleave(_FOLDS).tolist())
         sizes.append(draws * max(1, sum(sizes) // (_STEADY * draws)))
         n = sizes[-1] // _FOLDS
         new = _WIDE * part.normal(n, dim) if i == 0 else mixtures[-1].sample(n, part)
@@ -276,24 +273,20 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=28, ess=400.0, khat
         log_weight = log_weight.masked_fill((log_weight.amax(-1) == -torch.inf)[:, None], 0.0)  # nothing allowed yet: look wider
         smoothed, tail = pareto_smooth(log_weight)
         enough = effective(smoothed)
-        done = (enough >= ess) & (tail < khat)
-        last = i == rounds - 1
-        everything = torch.cat(w, 1)
-        mixture = fit(_others(everything), _others(_folded(smoothed)), part)
-        for j in (done | last).nonzero()[:, 0].tolist():
+        over = (enough >= ess) & (tail < khat) | (i == rounds - 1)
+        for j in over.nonzero()[:, 0].tolist():
             rows = slice(_FOLDS * j, _FOLDS * (j + 1))
-            values = torch.cat([x[rows] for x in extra], 1).flatten(0, 1)
-            found[active[j]] = Draws(
-                everything[rows].flatten(0, 1), values, smoothed[j], float(enough[j]), float(tail[j]), i + 1, mixture.of([_FOLDS * j])
-            )
-        if last or done.all():
+            everything, values = (torch.cat([x[rows] for x in kinds], 1).flatten(0, 1) for kinds in (w, extra))
+            found[active[j]] = Draws(everything, values, smoothed[j], float(enough[j]), float(tail[j]), i + 1)
+        if over.all():
             break
-        mixtures.append(mixture)
-        if done.any():
-            left = ~done
-            active, rows = active[left.cpu()], left.repeat_interleave(_FOLDS)
-            w, target, extra, density = ([x[rows] for x in values] for values in (w, target, extra, density))
+        if over.any():
+            left = ~over
+            active, smoothed, rows = active[left.cpu()], smoothed[left], left.repeat_interleave(_FOLDS)
+            w, target, extra, density = ([x[rows] for x in kinds] for kinds in (w, target, extra, density))
             mixtures = [old.of(rows) for old in mixtures]
+            part = random.of(active.repeat_interleave(_FOLDS).tolist())
+        mixtures.append(fit(_others(torch.cat(w, 1)), _others(_folded(smoothed)), part))
     return found
 
 

@@ -152,7 +152,7 @@ def fit(
     with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
         for part in rows.split(_BATCH):
             samples[part], weights[part], found, names = work(part, flux[part], flux_err[part], progress.update)
-            found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], floor, emulator)
+            found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], floor, emulator=emulator)
             few, share = samples[part, ::_RARER], weights[part, ::_RARER]
             found["p_rare"] = misfit.rarity(_log_prior(population, few), share / share.sum(1, keepdim=True), levels)
             for name, value in found.items():
@@ -202,15 +202,11 @@ def _ensemble(prior, population, emulator, floor, generator, n_draws, options):
 
 
 @torch.no_grad()
-def _goodness(theta, weight, flux, flux_err, floor, emulator):
-    """chi^2 of each galaxy's most likely draw, and the p-values of ``misfit``."""
-    device = next((tool.device for tool in getattr(emulator, "buffers", lambda: ())()), theta.device)
-    magnitude = likelihood.photometry(emulator, theta.flatten(0, 1).to(device)).cpu().unflatten(0, theta.shape[:2])
-    data = flux[:, None], flux_err[:, None], floor
-    best = likelihood.log_likelihood(magnitude, *data).argmax(-1)
-    residual = likelihood.scaled_residual(magnitude, *data)
-    whole, worst = misfit.p_values(residual, flux.isfinite(), weight)
-    return {"chi2": residual[torch.arange(len(best)), best].square().sum(-1), "p_fit": whole, "p_band": worst}
+def _goodness(*draws_and_data, emulator):
+    """``misfit.goodness`` where the emulator is."""
+    device = next((tool.device for tool in getattr(emulator, "buffers", lambda: ())()), "cpu")
+    found = misfit.goodness(*(x.to(device) for x in draws_and_data), emulator)
+    return {name: value.cpu() for name, value in found.items()}
 
 
 @torch.no_grad()

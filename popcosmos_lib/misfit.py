@@ -14,13 +14,42 @@ import math
 
 import torch
 
-__all__ = ["RARE", "TESTS", "UNLIKELY", "combined", "p_values", "rarity"]
+from popcosmos_lib import likelihood
+
+__all__ = ["RARE", "TESTS", "UNLIKELY", "combined", "goodness", "p_values", "rarity"]
 
 TESTS = ("p_fit", "p_band", "p_rare")  # columns of a summary, in the order that `combined` takes
 UNLIKELY = 0.05  # p of all tests together below which a galaxy is flagged: so many false alarms at most
 RARE = 0.01  # share of the galaxies of the prior that may be rarer
 _SHARES = 0.2, 0.8  # of them that each test may raise: a wrong spectrum leaves no doubt, one wrong band competes with the noise
 _MEAN, _VARIANCE = 2 - 2 * math.log(2), 0.8427**2  # of ln(1 + t^2 / 2)
+
+
+def goodness(theta, weight, flux, flux_err, floor, emulator):
+    """How well galaxies are fitted.
+
+    Parameters
+    ----------
+    theta : Tensor of shape (n, draws, 16)
+    weight : Tensor of shape (n, draws)
+        Of the draws; they add up to one.
+    flux, flux_err : Tensor of shape (n, 26)
+        [µJy]; NaN where missing.
+    floor : Tensor of shape (26,)
+        Fractional error of the model flux, that of the emulator included.
+    emulator : object with ``magnitudes(theta)``
+
+    Returns
+    -------
+    dict of Tensor of shape (n,)
+        ``chi2`` of the most likely draw, ``p_fit`` and ``p_band`` of `p_values`.
+    """
+    magnitude = likelihood.photometry(emulator, theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
+    data = flux[:, None], flux_err[:, None], floor
+    best = likelihood.log_likelihood(magnitude, *data).argmax(-1)
+    residual = likelihood.scaled_residual(magnitude, *data)
+    whole, worst = p_values(residual, flux.isfinite(), weight)
+    return {"chi2": residual[torch.arange(len(best)), best].square().sum(-1), "p_fit": whole, "p_band": worst}
 
 
 def p_values(residual, there, weight):

@@ -58,6 +58,13 @@ def test_chains_find_the_same_posteriors(trial, guess, result):
         assert np.abs(apart).max() < 0.5, (name, apart)
 
 
+def test_no_chains_for_what_is_no_galaxy(trial, guess):
+    flux = trial.flux[:2].clone()
+    flux[:, 3] *= 1e4
+    found = inference.fit(flux, trial.flux_err[:2], guess=guess[0], rounds=3, **OPTIONS).summary
+    assert set(found["engine"]) == {"importance"} and (found["flags"] & 32 > 0).all() and (found["flags"] & 64 > 0).all(), found["flags"]
+
+
 def test_draws_depend_on_seed_and_id_only(trial, guess, result):
     part = [17, 3]
     again = inference.fit(trial.flux[part], trial.flux_err[part], guess=guess[0], id=part, **OPTIONS)
