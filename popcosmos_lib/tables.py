@@ -11,7 +11,7 @@ from statistics import median
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "engines", "inference", "release", "update", "updated"]
+__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "codes", "engines", "inference", "release", "update", "updated"]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -255,6 +255,30 @@ def inference(measured):
     return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
+def codes(measured):
+    """Redshift codes on the same galaxies of the model, as a table.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("codes")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    lines = []
+    for row in measured["rows"]:
+        if row["missing"]:
+            lines.append([row["code"], *["-"] * 6, row["missing"]])
+            continue
+        scores = [f"{row['median']:+.4f}", f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
+        lines.append([row["code"], row["n"], f"{row['seconds']:.2g}", f"{row['start']:.0f}", *scores, row["note"]])
+    head = ["code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
+    return f"{_table(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
+
+
 def release(measured):
     """The released networks at once against a loop over bands, the bound from their arithmetic, and the cost of the flux errors.
 
@@ -306,5 +330,5 @@ TABLES = {
     "figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data,
     "engines": partial(_measured, "engines", engines), "choices": partial(_measured, "choices", choices),
     "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
-    "inference": partial(_measured, "inference", inference),
+    "inference": partial(_measured, "inference", inference), "codes": partial(_measured, "codes", codes),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["differences", "galaxies", "magnitudes"]
+__all__ = ["copy", "differences", "galaxies", "magnitudes"]
 
 _METALS = [0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0]  # of the grid, in units of 0.02
 
@@ -91,7 +91,7 @@ def magnitudes(theta, bands, folder, resolution=None, same_z=False):
     """
     from popcosmos_lib import parameters, ssp
 
-    _copy(folder)
+    copy(folder)
     theta = theta.double()
     edges = parameters.age_edges(parameters.column(theta, "z"))
     value = {name: parameters.column(theta, name).numpy() for name in parameters.NAMES}
@@ -120,7 +120,7 @@ def magnitudes(theta, bands, folder, resolution=None, same_z=False):
         return answer["magnitude"], answer["seconds"]
 
 
-def _copy(folder):
+def copy(folder):
     """The installed package under ``folder``, with links in place of its large files."""
     source = Path(importlib.util.find_spec("bagpipes").submodule_search_locations[0])
     target = folder / "bagpipes"

@@ -1,31 +1,16 @@
 """Benchmarks of the agreement and of the public networks: what they write, the tables made of it, and the committed results."""
 
-import importlib.util
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import DEVICE, script
 
 from popcosmos_lib import filters, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = {"device": {"cpu": "A chip", "gpu": None}, "versions": {"torch": "2"}, "date": "2030-01-02", "load": 0.1}
-
-
-def script(name):
-    """A benchmark as a module; what it imports from its folder is forgotten again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        before = set(sys.modules)
-        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "benchmarks" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        for extra in {"engines"} - before:
-            del sys.modules[extra]
-    return module
 
 
 def committed(name):

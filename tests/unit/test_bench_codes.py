@@ -1,0 +1,90 @@
+"""Other codes beside ours: the templates and files that EAZY gets, rows for what cannot run, the committed table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scripts import DEVICE, script
+
+from popcosmos_lib import filters, parameters, tables
+from popcosmos_lib.trials import Trial
+
+TRUTH = (0.3, 0.6, 0.9)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    return script("codes")
+
+
+@pytest.fixture(scope="module")
+def sky():
+    """Five bands, two templates with a break at 4000 Angstrom, and galaxies of the second one at three redshifts: flux and error."""
+    bands = filters.load(list(filters.load("cosmos").names[:5]))
+    wave = np.geomspace(900.0, 6e4, 800)
+    templates = np.stack([np.ones(len(wave)), np.where(wave > 4000, 1.0, 0.2)])
+    flux = np.stack([bands.average(wave * (1 + z), templates[1] * wave**2) for z in TRUTH])
+    flux /= flux.max(1, keepdims=True)
+    return bands, wave, templates, flux, np.full_like(flux, 0.02)
+
+
+def test_factors_find_the_templates_of_a_sum(codes):
+    g = torch.Generator().manual_seed(1)
+    spectra = torch.rand(60, 3, generator=g) @ torch.rand(3, 200, generator=g)
+    templates = codes.factors(spectra, 3, g, steps=3000)
+    weights = torch.linalg.lstsq(templates.T, spectra.T).solution
+    assert (templates >= 0).all() and float((weights.T @ templates - spectra).norm() / spectra.norm()) < 0.01
+    fewer = codes.factors(spectra, 1, g, steps=300)
+    weights = torch.linalg.lstsq(fewer.T, spectra.T).solution
+    assert float((weights.T @ fewer - spectra).norm() / spectra.norm()) > 0.05, "one factor cannot be enough for three"
+
+
+def test_eazy_gets_every_flux_curve_and_template(codes, sky, tmp_path):
+    bands, wave, templates, flux, error = sky
+    flux = flux.copy()
+    flux[1, 2] = np.nan
+    codes.eazy_files(tmp_path, flux, error, wave, templates, bands)
+    head, *rows = (tmp_path / "galaxies.cat").read_text().splitlines()
+    values = np.array([row.split() for row in rows], dtype=float)
+    assert head.split()[1:] == ["id", *(f"{kind}_{k}" for k in range(5) for kind in "fe")] and values[:, 0].tolist() == [0, 1, 2]
+    assert values[1, 5:7].tolist() == [codes.MISSING] * 2, "a missing band has neither flux nor error"
+    np.testing.assert_allclose(values[0, 1::2], flux[0], rtol=1e-5)
+    assert (tmp_path / "translate").read_text().split() == [
+        word for k in range(5) for word in (f"f_{k}", f"F{k + 1}", f"e_{k}", f"E{k + 1}")
+    ]
+    lines = (tmp_path / "FILTER.RES").read_text().splitlines()
+    heads = [k for k, line in enumerate(lines) if "lambda_c" in line]
+    assert [int(lines[k].split()[0]) + 1 for k in heads] == np.diff([*heads, len(lines)]).tolist(), (
+        "as many nodes as the head of a curve says"
+    )
+    assert [lines[k].split()[1] for k in heads] == list(bands.names)
+    listed = [line.split()[1] for line in (tmp_path / "shapes.param").read_text().splitlines()]
+    np.testing.assert_allclose([np.loadtxt(tmp_path / name)[:, 1] for name in listed], templates)
+
+
+def test_eazy_itself_finds_the_break(codes, sky, tmp_path):
+    pytest.importorskip("eazy", reason="EAZY is not installed: .venv/bin/pip install -e .[bench]")
+    bands, wave, templates, flux, error = sky
+    codes.eazy_files(tmp_path, flux, error, wave, templates, bands)
+    (tmp_path / "parameters.json").write_text(json.dumps(codes.PARAMETERS | {"Z_MAX": 1.5, "Z_STEP": 0.02}))
+    np.testing.assert_allclose(codes.process(codes.EAZY, tmp_path)["z"], TRUTH, atol=0.03)
+
+
+def test_a_process_that_fails_says_why(codes, tmp_path):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        codes.process("1 / 0", tmp_path)
+
+
+def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
+    theta = parameters.BOUNDS.mean(1).repeat(4, 1)
+    z = parameters.column(theta, "z") + torch.tensor([0.0, 0.01, -0.01, 3.0])
+    whole = lambda trial, tools, folder: {"z": z.tolist(), "start": 2.0, "seconds": 8.0}  # noqa: E731
+    flux = torch.ones(4, 26)
+    rows = codes.measure({"LePHARE": codes.lephare, "EAZY": whole}, Trial(theta, flux, flux), None)
+    assert rows[0]["code"] == "LePHARE" and "servers of its own" in rows[0]["missing"]
+    assert rows[1]["n"] == 4 and rows[1]["seconds"] == 2.0 and rows[1]["outliers"] == 0.25
+    text = tables.codes(DEVICE | {"rows": rows})
+    assert (
+        "| LePHARE | - | - | - | - | - | - | LePHARE reads" in text and "| EAZY | 4 | 2 | 2 | " in text and "| 25% | redshift only" in text
+    )
