@@ -83,9 +83,9 @@ tables: $(READY) ## regenerate the tables of README.md and REPRODUCING.md
 lab: $(READY) ## open JupyterLab on notebooks/ (right click a .py: Open With, Notebook)
 	$(PYTHON) -m jupyter lab notebooks
 
-BENCHMARKS := $(filter-out benchmarks/portability.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/catalogue.py benchmarks/portability.py,$(sort $(wildcard benchmarks/*.py)))
 
-bench: $(READY) ## measure cost and accuracy on an idle machine (benchmarks/); portability, which takes long, comes last
+bench: $(READY) ## measure cost and accuracy on an idle machine (benchmarks/); portability, which takes long, comes last, catalogue.py not at all
 	@for script in $(BENCHMARKS); do echo "$$script"; OMP_WAIT_POLICY=PASSIVE $(PYTHON) "$$script" || exit 1; done
 	$(RUN) tables
 	$(PYTHON) benchmarks/portability.py

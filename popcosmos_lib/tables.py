@@ -11,7 +11,20 @@ from statistics import median
 
 from popcosmos_lib import data, figures, notebook, store
 
-__all__ = ["PAGES", "TABLES", "agreement", "benchmark", "choices", "codes", "engines", "inference", "release", "update", "updated"]
+__all__ = [
+    "PAGES",
+    "TABLES",
+    "agreement",
+    "benchmark",
+    "catalogue",
+    "choices",
+    "codes",
+    "engines",
+    "inference",
+    "release",
+    "update",
+    "updated",
+]
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -255,6 +268,42 @@ def inference(measured):
     return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
+def catalogue(measured):
+    """A catalogue of thousands of galaxies through ``fit``, and what larger ones would cost, as two tables.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("catalogue")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured and what the extrapolation assumes.
+    """
+    (row,) = measured["rows"]
+    rate = 3600 * row["n"] / row["wall_s"]
+    shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains", "quiet", "outliers")]
+    line = [f"{row['n']:,}", f"{row['wall_s'] / 3600:.2f}", f"{rate:,.0f}", f"{row['cpu_s'] / row['n']:.2f}", *shares]
+    head = [
+        "galaxies",
+        f"hours, {row['workers']} workers",
+        "galaxies/hour",
+        "CPU s per galaxy",
+        "k-hat < 0.7",
+        "400 draws",
+        "needed chains",
+    ]
+    text = _table([*head, "no flag", "outliers", "sigma_MAD"], [[*line, f"{row['sigma_mad']:.4f}"]]) + "\n\n"
+    lines = []
+    for name, n in (("a deep field, 3 x 10^5", 3e5), ("a survey, 10^9", 1e9)):
+        hours = row["wall_s"] / row["n"] * row["workers"] * n / 3600
+        lines.append([name, _rounded(hours), _rounded(hours / 1000 / 24), f"{row['bytes'] * n / 1e9:,.1f} GB"])
+    text += _table(["would be", "core hours", "days of 1,000 cores", "output"], lines)
+    text += "\n\nIf those galaxies cost what these do (26 bands, r < 25), cores are like these and all busy; galaxies do not wait for one "
+    return text + f"another. {row['runs']} runs, one after the other; measured on {_where(measured)}, one thread a worker."
+
+
 def codes(measured):
     """Redshift codes on the same galaxies of the model, as a table.
 
@@ -323,7 +372,7 @@ def _measured(name, table):
     try:
         return table(benchmark(name))
     except FileNotFoundError:
-        return "Nothing measured yet: `make bench` fills this table."
+        return f"Nothing measured yet: `python benchmarks/{name}.py` fills this table."
 
 
 TABLES = {
@@ -331,4 +380,5 @@ TABLES = {
     "engines": partial(_measured, "engines", engines), "choices": partial(_measured, "choices", choices),
     "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
     "inference": partial(_measured, "inference", inference), "codes": partial(_measured, "codes", codes),
+    "catalogue": partial(_measured, "catalogue", catalogue),
 }  # fmt: skip

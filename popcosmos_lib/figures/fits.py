@@ -1,16 +1,17 @@
 """Figures of the SED-fitting and photometric-redshift notebooks."""
 
+import itertools
 import math
 
 import corner as corner_plots
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
+__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
 _LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
@@ -199,6 +200,7 @@ def trust(quality, p, unlikely, ess, khat):
     left.axvline(khat, color="0.5", lw=0.8, ls="--")
     left.axhline(ess, color="0.5", lw=0.8, ls="--")
     left.set(xlabel=r"Pareto index $\hat k$ of the weights", ylabel="effective draws", yscale="log")
+    left.yaxis.set(major_locator=FixedLocator([100 * 2**k for k in range(-2, 8)]), major_formatter="{x:.0f}", minor_locator=NullLocator())
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     for (name, values), style, colour in zip(p.items(), ("-", "--", "-.", ":"), ("k", *figures.COLOURS), strict=False):
         ordered = np.sort(np.clip(values, 1e-6, 1))
@@ -208,6 +210,33 @@ def trust(quality, p, unlikely, ess, khat):
     right.axvline(unlikely, color="0.5", lw=0.8)
     right.set(xscale="log", xlim=(1e-6, 1), ylim=(0, 1.02), xlabel="chance of a worse fit", ylabel="share of objects below")
     right.legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
+    return fig
+
+
+def cost(rows, bar):
+    """How far the medians of each engine are from converged ones, against what it costs.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of ``tables.benchmark("inference")``.
+    bar : float
+        Distance drawn as a line [posterior sigma].
+
+    Returns
+    -------
+    Figure
+        Double width.
+    """
+    fig, axis = plt.subplots(figsize=(figures.DOUBLE, 2.9))
+    found = [row for row in rows if not row["missing"]]
+    for row, marker, place in zip(found, "ospD^vX<>", itertools.cycle(range(len(figures.COLOURS))), strict=False):
+        ends = [row[name] for name in ("z", "log10M_formed", "log10SFR")]
+        axis.plot([row["seconds"]] * 2, [min(ends), max(ends)], color=figures.COLOURS[place], lw=1)
+        axis.plot(row["seconds"], row["distance"], marker, color=figures.COLOURS[place], ms=6, ls="", label=row["engine"])
+    axis.axhline(bar, color="0.6", lw=0.8, ls="--", zorder=0)
+    axis.set(xscale="log", yscale="log", xlabel="CPU seconds per galaxy", ylabel=r"distance from converged [posterior $\sigma$]")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
 
