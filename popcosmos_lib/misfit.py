@@ -46,10 +46,10 @@ def goodness(theta, weight, flux, flux_err, floor, emulator):
     """
     magnitude = likelihood.photometry(emulator, theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
     data = flux[:, None], flux_err[:, None], floor
-    best = likelihood.log_likelihood(magnitude, *data).argmax(-1)
+    best = likelihood.log_likelihood(magnitude, *data).argmax(-1, keepdim=True)
     residual = likelihood.scaled_residual(magnitude, *data)
     whole, worst = p_values(residual, flux.isfinite(), weight)
-    return {"chi2": residual[torch.arange(len(best)), best].square().sum(-1), "p_fit": whole, "p_band": worst}
+    return {"chi2": residual.square().sum(-1).gather(1, best)[:, 0], "p_fit": whole, "p_band": worst}
 
 
 def p_values(residual, there, weight):
