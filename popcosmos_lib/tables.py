@@ -323,7 +323,7 @@ def codes(measured):
             lines.append([row["code"], *["-"] * 6, row["missing"]])
             continue
         scores = [f"{row['median']:+.4f}", f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
-        lines.append([row["code"], row["n"], f"{row['seconds']:.2g}", f"{row['start']:.0f}", *scores, row["note"]])
+        lines.append([row["code"], row["n"], _rounded(row["seconds"]), f"{row['start']:.0f}", *scores, row["note"]])
     head = ["code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
     return f"{_table(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
