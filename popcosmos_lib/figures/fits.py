@@ -230,10 +230,10 @@ def cost(rows, bar):
     """
     fig, axis = plt.subplots(figsize=(figures.DOUBLE, 2.9))
     found = [row for row in rows if not row["missing"]]
-    for row, marker, place in zip(found, "ospD^vX<>", itertools.cycle(range(len(figures.COLOURS))), strict=False):
+    for row, marker, colour in zip(found, "ospD^vX<>", itertools.cycle(("k", *figures.COLOURS)), strict=False):
         ends = [row[name] for name in ("z", "log10M_formed", "log10SFR")]
-        axis.plot([row["seconds"]] * 2, [min(ends), max(ends)], color=figures.COLOURS[place], lw=1)
-        axis.plot(row["seconds"], row["distance"], marker, color=figures.COLOURS[place], ms=6, ls="", label=row["engine"])
+        axis.plot([row["seconds"]] * 2, [min(ends), max(ends)], color=colour, lw=1)
+        axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=6, ls="", label=row["engine"])
     axis.axhline(bar, color="0.6", lw=0.8, ls="--", zorder=0)
     axis.set(xscale="log", yscale="log", xlabel="CPU seconds per galaxy", ylabel=r"distance from converged [posterior $\sigma$]")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
