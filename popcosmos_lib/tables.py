@@ -282,23 +282,15 @@ def catalogue(measured):
         Markdown, with a line on where it was measured and what the extrapolation assumes.
     """
     (row,) = measured["rows"]
-    rate = 3600 * row["n"] / row["wall_s"]
+    hours = row["core_s"] / 3600
     shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains", "quiet", "outliers")]
-    line = [f"{row['n']:,}", f"{row['wall_s'] / 3600:.2f}", f"{rate:,.0f}", f"{row['cpu_s'] / row['n']:.2f}", *shares]
-    head = [
-        "galaxies",
-        f"hours, {row['workers']} workers",
-        "galaxies/hour",
-        "CPU s per galaxy",
-        "k-hat < 0.7",
-        "400 draws",
-        "needed chains",
-    ]
+    line = [f"{row['n']:,}", f"{hours:.2f}", f"{row['n'] / hours:,.0f}", f"{row['cpu_s'] / row['n']:.2f}", *shares]
+    head = ["galaxies", "core hours", "galaxies per core hour", "CPU s per galaxy", "k-hat < 0.7", "400 draws", "needed chains"]
     text = _table([*head, "no flag", "outliers", "sigma_MAD"], [[*line, f"{row['sigma_mad']:.4f}"]]) + "\n\n"
     lines = []
     for name, n in (("a deep field, 3 x 10^5", 3e5), ("a survey, 10^9", 1e9)):
-        hours = row["wall_s"] / row["n"] * row["workers"] * n / 3600
-        lines.append([name, _rounded(hours), _rounded(hours / 1000 / 24), f"{row['bytes'] * n / 1e9:,.1f} GB"])
+        larger = hours * n / row["n"]
+        lines.append([name, _rounded(larger), _rounded(larger / 1000 / 24), f"{row['bytes'] * n / 1e9:,.1f} GB"])
     text += _table(["would be", "core hours", "days of 1,000 cores", "output"], lines)
     text += "\n\nIf those galaxies cost what these do (26 bands, r < 25), cores are like these and all busy; galaxies do not wait for one "
     return text + f"another. {row['runs']} runs, one after the other; measured on {_where(measured)}, one thread a worker."

@@ -93,16 +93,17 @@ def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
 def test_time_of_an_earlier_run_counts(tmp_path):
     catalogue = script("catalogue")
     first = catalogue.watched(["data"], tmp_path / "log.json")
-    second = catalogue.watched(["data"], tmp_path / "log.json")
+    second = catalogue.watched(["data"], tmp_path / "log.json", workers=3)
     assert first["runs"] == 1 and second["runs"] == 2 and second["wall_s"] > first["wall_s"] > 0.1
+    assert second["core_s"] == pytest.approx(first["wall_s"] + 3 * (second["wall_s"] - first["wall_s"]))
     with pytest.raises(SystemExit):
         catalogue.watched(["fit", "nowhere.fits", "--out", "x.parquet"], tmp_path / "log.json")
 
 
 def test_larger_catalogues_are_extrapolated_by_core_hours():
-    row = {"n": 1000, "workers": 2, "wall_s": 3600.0, "cpu_s": 6000.0, "runs": 3, "bytes": 500.0, "sigma_mad": 0.0123}
+    row = {"n": 1000, "wall_s": 3600.0, "core_s": 7200.0, "cpu_s": 6000.0, "runs": 3, "bytes": 500.0, "sigma_mad": 0.0123}
     row |= {"trusted": 0.99, "effective": 0.98, "chains": 0.01, "quiet": 0.9, "outliers": 0.02}
     text = tables.catalogue(DEVICE | {"rows": [row]})
-    assert "| 1,000 | 1.00 | 1,000 | 6.00 | 99.0% | 98.0% | 1.0% | 90.0% | 2.0% | 0.0123 |" in text
+    assert "| 1,000 | 2.00 | 500 | 6.00 | 99.0% | 98.0% | 1.0% | 90.0% | 2.0% | 0.0123 |" in text
     assert "| a deep field, 3 x 10^5 | 600 | 0.025 | 0.1 GB |" in text and "| a survey, 10^9 | 2,000,000 | 83 | 500.0 GB |" in text
     assert "3 runs" in text
