@@ -3,8 +3,8 @@
     python benchmarks/catalogue.py [FILE] [N] [WORKERS]
 
 Hours, so not a part of ``make bench``. Catalogue, parts and a log of the time spent lie in build/catalogue: a run that was killed goes on,
-with as many workers (a core each; every core if not given) as it is then told, and what its unfinished chunks had cost counts. Scores are of the medians against the true redshifts. Writes FILE
-(benchmarks/results/catalogue.json).
+with as many workers (a core each; every core if not given) as it is then told, and what its unfinished chunks had cost counts. Scores are
+of the medians against the true redshifts. Writes FILE (benchmarks/results/catalogue.json).
 """
 
 import json

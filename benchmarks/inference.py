@@ -38,8 +38,8 @@ from popcosmos_lib import (
 FLOOR = 0.01
 FOLLOWED = ("z", "log10M_formed", "log10SFR")
 BARS = {"trusted": 0.98, "effective": 0.95, "seconds": 2.0, "caught": 0.9, "alarms": 0.05, "distance": 0.15}
-PLANTED = 30  # objects of each kind
-FEW = 2  # galaxies that nautilus gets, minutes each
+PLANTED = 60  # objects of each kind
+FEW = 1  # galaxies that nautilus gets, twenty minutes each
 
 
 def timed(work):
@@ -74,15 +74,14 @@ def gates(n, tools, sky):
 def oddities(tools, sky):
     """Share of planted objects of each kind that are flagged, and that would be if the galaxy's true parameters were known."""
     g = torch.Generator().manual_seed(22)
-    hosts = trials.bright(trials.galaxies(60 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR))
-    hosts = trials.Trial(*(x[:PLANTED] for x in hosts))
+    catalogue = trials.galaxies(20 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR)
     rows = []
-    for kind, plant in trials.ODDITIES.items():
-        seen = plant(hosts, g)
-        table = inference.fit(*seen, floor=FLOOR, **tools).summary
+    for kind in trials.ODDITIES:
+        odd = trials.planted(kind, catalogue, PLANTED, g)
+        table = inference.fit(odd.flux, odd.flux_err, floor=FLOOR, **tools).summary
         possible = None
         if kind in trials.GALACTIC:
-            possible = float(trials.caught(*seen, hosts.theta, tools["emulator"], FLOOR).float().mean())
+            possible = float(trials.caught(odd, tools["emulator"], FLOOR).float().mean())
         rows.append({"kind": kind, "n": len(table), "flagged": float(((table["flags"] & 32) > 0).mean()), "possible": possible})
         print(rows[-1], flush=True)
     return rows
@@ -151,7 +150,7 @@ def engines(reference, tools):
         "ensemble, 600 steps": fit(**ensemble, n_steps=600),
         "ensemble, 600 stretch moves": fit(**ensemble, n_steps=600, moves="stretch"),
         "ensemble, 4,800 steps": fit(**ensemble, n_steps=4800),
-        f"nautilus, {FEW} galaxies": lambda: nautilus(flux[:FEW], flux_err[:FEW], tools),
+        "nautilus, one galaxy": lambda: nautilus(flux[:FEW], flux_err[:FEW], tools),
     }
     found = []
     for name, make in makers.items():

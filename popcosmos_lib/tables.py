@@ -360,17 +360,12 @@ def _where(measured):
     return f"{measured['device']['cpu']}, {measured['date']}, torch {measured['versions']['torch']}"
 
 
-def _measured(name, table):
+def _measured(table):
     try:
-        return table(benchmark(name))
+        return table(benchmark(table.__name__))
     except FileNotFoundError:
-        return f"Nothing measured yet: `python benchmarks/{name}.py` fills this table."
+        return f"Nothing measured yet: `python benchmarks/{table.__name__}.py` fills this table."
 
 
-TABLES = {
-    "figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data,
-    "engines": partial(_measured, "engines", engines), "choices": partial(_measured, "choices", choices),
-    "agreement": partial(_measured, "agreement", agreement), "release": partial(_measured, "release", release),
-    "inference": partial(_measured, "inference", inference), "codes": partial(_measured, "codes", codes),
-    "catalogue": partial(_measured, "catalogue", catalogue),
-}  # fmt: skip
+TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
+TABLES |= {table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue)}

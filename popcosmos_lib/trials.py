@@ -14,7 +14,7 @@ from astropy import constants, units
 
 from popcosmos_lib import filters, forward, likelihood, metrics, misfit, survey
 
-__all__ = ["GALACTIC", "ODDITIES", "Ranks", "Trial", "bright", "caught", "galaxies", "ranks", "without"]
+__all__ = ["GALACTIC", "ODDITIES", "Ranks", "Trial", "caught", "galaxies", "planted", "ranks", "without"]
 
 _OFFSET = 0.5  # mag
 _EQUAL = 400  # draws of equal weight for the test of all parameters together
@@ -89,7 +89,7 @@ def _offset(trial, generator):
 
 
 def _shuffled(trial, generator):
-    """One band from another galaxy."""
+    """One band from another galaxy, as a wrong match or a shifted row of a table would give."""
     flux, flux_err = trial.flux.clone(), trial.flux_err.clone()
     rows, other = torch.arange(len(flux)), torch.randperm(len(flux), generator=generator)
     band = torch.randint(flux.shape[1], (len(flux),), generator=generator)
@@ -113,11 +113,28 @@ ODDITIES = {"star": _stars, "shuffled band": _shuffled, "0.5 mag in one band": _
 GALACTIC = ("shuffled band", "0.5 mag in one band")  # those of them that have true parameters
 
 
-def bright(trial):
-    """The galaxies of a trial that are bright enough to plant oddities in."""
+def planted(kind, trial, n, generator):
+    """Objects that no galaxy of the model would look like.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``ODDITIES``.
+    trial : Trial
+        What other galaxies are like, and the bright ones among which the first are hosts.
+    n : int
+        At most so many; about 18 % of the galaxies with r < 25 are bright enough.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Trial
+        theta is that of the hosts.
+    """
     r = filters.magnitude_from_flux(trial.flux[:, filters.SHORT.index("r")])
-    rows = (r > _BRIGHT[0]) & (r < _BRIGHT[1])
-    return Trial(*(x[rows] for x in trial))
+    rows = ((r > _BRIGHT[0]) & (r < _BRIGHT[1])).nonzero()[:n, 0]
+    flux, flux_err = ODDITIES[kind](trial, generator)
+    return Trial(trial.theta[rows], flux[rows], flux_err[rows])
 
 
 class Ranks(NamedTuple):
@@ -155,9 +172,9 @@ def ranks(fit, theta, generator):
 
 
 @torch.no_grad()
-def caught(flux, flux_err, theta, emulator, floor):
-    """Whether objects would be flagged by one who knows the true parameters (n, 16), (n,): no flag can do better; floor as `galaxies`."""
+def caught(trial, emulator, floor):
+    """Whether objects would be flagged by one who knows their theta, (n,): no flag can do better; floor as `galaxies`."""
+    certain = torch.ones(len(trial.theta), 1)
     error = likelihood.fractional_error(floor, emulator)
-    residual = likelihood.scaled_residual(likelihood.photometry(emulator, theta), flux, flux_err, error)
-    p = misfit.p_values(residual[:, None], flux.isfinite(), torch.ones(len(flux), 1))
-    return misfit.combined(*p, torch.ones(len(flux))) < misfit.UNLIKELY
+    found = misfit.goodness(trial.theta[:, None], certain, trial.flux, trial.flux_err, error, emulator)
+    return misfit.combined(found["p_fit"], found["p_band"], certain[:, 0]) < misfit.UNLIKELY

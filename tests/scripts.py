@@ -14,10 +14,8 @@ def script(name):
     """A benchmark as a module; what it imports from its folder is forgotten again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        before = set(sys.modules)
         spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "benchmarks" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        for extra in {"engines"} - before:
-            del sys.modules[extra]
+        sys.modules.pop("engines", None)
     return module

@@ -230,7 +230,8 @@ def cost(rows, bar):
     """
     fig, axis = plt.subplots(figsize=(figures.DOUBLE, 2.9))
     found = [row for row in rows if not row["missing"]]
-    for row, marker, colour in zip(found, "ospD^vX<>", itertools.cycle(("k", *figures.COLOURS)), strict=False):
+    styles = zip(itertools.cycle("ospD^vX<>"), itertools.cycle(("k", *figures.COLOURS)), strict=False)
+    for row, (marker, colour) in zip(found, styles, strict=False):
         ends = [row[name] for name in ("z", "log10M_formed", "log10SFR")]
         axis.plot([row["seconds"]] * 2, [min(ends), max(ends)], color=colour, lw=1)
         axis.plot(row["seconds"], row["distance"], marker, color=colour, ms=6, ls="", label=row["engine"])

@@ -1,40 +1,30 @@
 """The benchmarks. Engines: a bad one does not stop the others, the table says what is missing, the figure stays legible. Choices of the
 emulator: each changes something, in its own row only."""
 
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import DEVICE, script
 
 from popcosmos_lib import emulator, features, priors, sps, store, tables, universe
 from popcosmos_lib.figures import emulation
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = {"device": {"cpu": "A chip", "gpu": None}, "versions": {"torch": "2"}, "date": "2030-01-02", "rounds": 3}
+MEASURED = DEVICE | {"rounds": 3}
 ROW = {"missing": None, "note": "", "two_threads": None, "gradient": None, "gpu": None, "sigma": None, "sd": None}
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    yield from script("engines")
+    return script("engines")
 
 
 @pytest.fixture(scope="module")
 def variants():
-    yield from script("choices")
+    return script("choices")
 
 
 def fail(message):
@@ -56,17 +46,17 @@ def test_a_missing_engine_becomes_a_row_with_the_reason(bench, tmp_path):
     assert steady["engine"] == "Steady 1" and steady["rate"] == pytest.approx(1 / 0.2), "the median round"
     assert steady["sigma"] == pytest.approx(0.01) and steady["sd"] == pytest.approx(0.01, rel=0.01) and steady["gradient"] is None
     assert differentiable["gradient"] > 0 and differentiable["two_threads"] == pytest.approx(1e4) and torch.get_num_threads() == 1
-    table = tables.engines(DEVICE | {"load": 0.1, "rows": [absent, steady, fragile, differentiable]})
+    table = tables.engines(MEASURED | {"rows": [absent, steady, fragile, differentiable]})
     assert "| absent | - | - | - | - | - | - | not measured: nothing at .../artefacts |" in table and "| Steady 1 | 5 | - |" in table
 
 
 def test_the_table_counts_from_fsps():
     emulator = ROW | {"engine": "emulator", "rate": 123_456.0, "sigma": 0.00123, "sd": 0.02}
     rows = [ROW | {"engine": "FSPS (python-fsps 0)", "rate": 12.34}, emulator]
-    table = tables.engines(DEVICE | {"load": 0.1, "rows": rows})
+    table = tables.engines(MEASURED | {"rows": rows})
     assert "| FSPS (python-fsps 0) | 12 | 1 |" in table and "| emulator | 120,000 | 10,000 | - | - | 0.0012 mag | 0.0200 mag |" in table
     assert "A chip" in table and "lower limits" not in table
-    assert "lower limits" in tables.engines(DEVICE | {"load": 3.0, "rows": rows})
+    assert "lower limits" in tables.engines(MEASURED | {"load": 3.0, "rows": rows})
 
 
 def test_what_was_never_measured_is_said(home):
@@ -148,7 +138,7 @@ def test_the_table_of_choices_counts_from_the_baseline():
     sigmas = {"baseline": 0.002, "a|b": 0.003}
     rows = [scores | {"choice": name, "changed": "One thing.", "sigma": [sigma, 0.03]} for name, sigma in sigmas.items()]
     size = {"n_train": 60_000, "steps": 2_500, "hidden": [128, 64], "n_test": 10_000}
-    table = tables.choices(DEVICE | {"load": 0.1, "size": size, "rows": rows})
+    table = tables.choices(DEVICE | {"size": size, "rows": rows})
     assert "| a\\|b | One thing. | 0.0030 / 0.0300 | 1.50 | 0.0100 / 0.1000 | 0.1000 / 1.0000 | 0.0200 / 0.2000 | 50 | 61,000 |" in table
     assert "60,000 galaxies, 2,500 steps, hidden 128 64" in table and "A chip" in table
 
