@@ -44,6 +44,7 @@ max_distance: float = 0.15  # most that medians of z, mass and SFR may be from c
 
 # %% tags=["setup"]
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -74,20 +75,19 @@ sky = survey.load(this.whose(weights))
 
 # %%
 size = {"n_simulated": n_simulated, "n_training": n_training}
+needs = {"pop-cosmos": inputs[1:], "prospector": [inputs[1], inputs[3]]}
 
 
 def learned(prior):
-    law = people if prior == "pop-cosmos" else None
-    generator = this.generator(f"proposal {prior}")
-    net, history = proposal.learn(law, model, sky, n_simulated=n_simulated, steps=n_training, generator=generator)
+    law, g = people if prior == "pop-cosmos" else None, this.generator(f"proposal {prior}")
+    kept = this.checkpoint(proposal.NAMES[prior], parameters=size, inputs=needs[prior])
+    net, history = proposal.learn(law, model, sky, n_simulated=n_simulated, steps=n_training, generator=g, checkpoint=kept)
     return proposal.compact(net), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
 
 
-options = {"parameters": size, "version": 2}
-own = {
-    "pop-cosmos": this.artefact("proposal", lambda: learned("pop-cosmos"), inputs=inputs[1:], **options),
-    "prospector": this.artefact("proposal_prospector", lambda: learned("prospector"), inputs=[inputs[1], inputs[3]], **options),
-}
+own = {}
+for prior, name in proposal.NAMES.items():
+    own[prior] = this.artefact(name, partial(learned, prior), version=3, parameters=size, inputs=needs[prior])
 
 # %%
 guesses = {"pop-cosmos": own["pop-cosmos"], "prospector": own["prospector"]}

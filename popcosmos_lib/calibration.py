@@ -107,8 +107,8 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         If there is no such objective, or hardly any galaxy has all bands.
     """
     check(objective)
-    if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint.path, checkpoint.key | {"objective": objective, "options": repr(sorted(options.items()))})
+    checkpoint = checkpoint or Checkpoint(None, {})
+    checkpoint = Checkpoint(checkpoint.path, checkpoint.key | {"objective": objective, "options": repr(sorted(options.items()))})
     if objective == "posterior":
         return _posterior(catalogue, forward, start, generator, checkpoint, **options)
     train, held = _split(catalogue, objective, generator)
@@ -118,48 +118,35 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         options = {"charge": 1.0 if loss.distance == "sinkhorn" else 0.2} | options  # sqrt(26) directions at once, not their mean
     else:
         loss, options = summaries.Summaries(train), {"iterations": 120, "batch": 4096, "charge": 0.02} | options
-    population = start if isinstance(start, nn.Module) else _learn(start, generator, _stage(checkpoint, "start"), start_steps)
+    population = start if isinstance(start, nn.Module) else _learn(start, generator, checkpoint.stage("start"), start_steps)
     population, corrections, history = match(
-        population, forward, loss, held, generator=generator, checkpoint=_stage(checkpoint, objective), **options
+        population, forward, loss, held, generator=generator, checkpoint=checkpoint.stage(objective), **options
     )
-    _clear(checkpoint, "start")
+    checkpoint.stage("start").clear()
     return Calibration(population, *corrections, history)
 
 
 def _posterior(
     catalogue, forward, start, generator, checkpoint, *, density_steps=8000, polish=50, polish_lr=3e-5, corrections=False, **options
 ):
-    drawn = _stage(checkpoint, "draws")
+    drawn = checkpoint.stage("draws")
     if saved := drawn.load():
         theta, em_history = saved["theta"].to(catalogue.flux), saved["history"]
         generator.set_state(saved["generator"])
     else:
         photometry = catalogue.flux, catalogue.flux_err
-        found = em.posteriors(
-            *photometry, forward=forward, start=start, generator=generator, checkpoint=_stage(checkpoint, "em"), **options
-        )
+        found = em.posteriors(*photometry, forward=forward, start=start, generator=generator, checkpoint=checkpoint.stage("em"), **options)
         theta, em_history = found.theta, found.history
         drawn.save({"theta": theta, "history": em_history, "generator": generator.get_state()})
-    population = _learn(theta.flatten(0, 1), generator, _stage(checkpoint, "density"), density_steps)
+    population = _learn(theta.flatten(0, 1), generator, checkpoint.stage("density"), density_steps)
     train, held = _split(catalogue, "the transport at the end", generator)
     population, learned, history = match(
-        population, forward, transport.Transport(train), held, generator=generator, checkpoint=_stage(checkpoint, "polish"),
+        population, forward, transport.Transport(train), held, generator=generator, checkpoint=checkpoint.stage("polish"),
         iterations=polish, lr=polish_lr, corrections=corrections,
     )  # fmt: skip
-    _clear(checkpoint, "em", "draws", "density")
+    for name in ("em", "draws", "density"):
+        checkpoint.stage(name).clear()
     return Calibration(population, *learned, history | {f"em_{name}": values for name, values in em_history.items()}, theta)
-
-
-def _stage(checkpoint, name):
-    """The checkpoint of one stage, in a file of its own."""
-    if checkpoint is None or checkpoint.path is None:
-        return Checkpoint(None, {})
-    return Checkpoint(checkpoint.path.with_name(f"{checkpoint.path.stem}_{name}{checkpoint.path.suffix}"), checkpoint.key)
-
-
-def _clear(checkpoint, *names):
-    for name in names:
-        _stage(checkpoint, name).clear()
 
 
 def _learn(theta, generator, checkpoint, steps, **options):

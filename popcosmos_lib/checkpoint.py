@@ -1,7 +1,7 @@
 """Checkpoints of long computations: what a killed run had reached, so that the next one ends at the same result.
 
 A checkpoint is one file, written to a temporary name and renamed, that belongs to one computation: the same settings read it, others start
-afresh. Used by the calibrations of notebook 04.
+afresh. Used by the calibrations of notebook 04 and the proposals of notebook 07.
 """
 
 import torch
@@ -24,6 +24,11 @@ class Checkpoint:
 
     def __init__(self, path, key):
         self.path, self.key = path, key
+
+    def stage(self, name):
+        """The checkpoint of one stage of the computation, in a file of its own."""
+        path = self.path and self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}")
+        return Checkpoint(path, self.key)
 
     def load(self):
         """What was saved last, on the CPU, or None where there is nothing to go on from."""

@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import trange
 
+from popcosmos_lib.checkpoint import Checkpoint
+
 __all__ = ["Flow", "log_normal", "restore", "train"]
 
 _BOUND = 5.0  # splines act within +-5 and are the identity beyond
@@ -28,6 +30,7 @@ _STEEPEST = 7.0  # largest |ln slope| at a knot
 _WIDEST = 8.0  # largest |ln| of an entry on the diagonal of the affine map
 _CLIP = 5.0  # norm at which gradients are cut
 _WARM = 0.05  # share of the steps over which the rate rises
+_SAVED = 500  # steps between checkpoints
 
 
 def _spline(knots, x, inverse=False):
@@ -262,7 +265,7 @@ def restore(state, prefix=""):
     return flow
 
 
-def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
+def train(flow, batches, *, generator, steps, lr=1e-3, label="flow", checkpoint=None):
     """Fit a flow by maximum likelihood, with Adam; the rate rises, then falls as a cosine to zero.
 
     Parameters
@@ -278,6 +281,8 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
         Peak rate.
     label : str
         Name of the progress bar.
+    checkpoint : checkpoint.Checkpoint, optional
+        Where a killed training goes on from. The caller clears it.
 
     Returns
     -------
@@ -285,8 +290,13 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
         -ln density, mean of each batch [nat].
     """
     optimiser = torch.optim.Adam(flow.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
-    history = torch.zeros(steps)
-    for step in trange(steps, desc=label, disable=None, leave=False):
+    history, first, checkpoint = torch.zeros(steps), 0, checkpoint or Checkpoint(None, {})
+    if saved := checkpoint.load():
+        flow.load_state_dict(saved["flow"])
+        optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"])
+        history, first = saved["history"], saved["step"]
+    for step in trange(first, steps, initial=first, total=steps, desc=label, disable=None, leave=False):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (_WARM * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
         loss = -flow.log_prob(*batches(generator)).mean()
@@ -295,4 +305,7 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow"):
         nn.utils.clip_grad_norm_(flow.parameters(), _CLIP)
         optimiser.step()
         history[step] = loss.detach()
+        if (step + 1) % _SAVED == 0 or step + 1 == steps:
+            state = {"flow": flow.state_dict(), "optimiser": optimiser.state_dict(), "generator": generator.get_state()}
+            checkpoint.save(state | {"history": history, "step": step + 1})
     return history

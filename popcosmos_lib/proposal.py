@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from popcosmos_lib import filters, flows, likelihood, parameters, priors, store, survey
+from popcosmos_lib.checkpoint import Checkpoint
 from popcosmos_lib.population import SELECTION, inside
 
 __all__ = ["NAMES", "Proposal", "brightness", "compact", "learn", "load", "restore"]
@@ -206,7 +207,7 @@ class _Mocks:
         return self.x[rows][passed], flux[passed], error[passed], floor[passed]
 
 
-def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512, width=128, depth=6):
+def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=256, width=128, depth=6, checkpoint=None):
     """Train the proposal of a prior.
 
     Parameters
@@ -224,6 +225,8 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
         On the CPU.
     width, depth : int
         Of the flow; the density has two couplings more.
+    checkpoint : checkpoint.Checkpoint, optional
+        Where a killed training goes on from.
 
     Returns
     -------
@@ -247,9 +250,12 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=512
     def galaxies(_):
         return mocks.x[torch.randint(len(mocks.x), (2 * batch,), generator=generator)], None
 
+    checkpoint, options = checkpoint or Checkpoint(None, {}), {"generator": generator, "lr": _RATE}
     if density is not None:
-        flows.train(density, galaxies, generator=generator, steps=steps // 2, lr=_RATE, label="density")
-    history = flows.train(flow, batches, generator=generator, steps=steps, lr=_RATE, label="proposal")
+        flows.train(density, galaxies, steps=steps // 2, label="density", checkpoint=checkpoint.stage("density"), **options)
+    history = flows.train(flow, batches, steps=steps, label="proposal", checkpoint=checkpoint.stage("flow"), **options)
+    for name in ("density", "flow"):
+        checkpoint.stage(name).clear()
     return proposal.eval().requires_grad_(False), history
 
 

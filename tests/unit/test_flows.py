@@ -1,11 +1,12 @@
 """Flows: densities with the right Jacobian, the inverse of their own map, close to closed forms once trained."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from popcosmos_lib import flows
+from popcosmos_lib import checkpoint, flows
 
 
 def perturbed(dim, context=0, size=0.1, seed=1):
@@ -60,6 +61,30 @@ def test_a_correlated_gaussian_is_learned():
         error = truth.log_prob(x) - flow.log_prob(x)
     assert history.isfinite().all() and error.abs().mean() < 0.1
     assert error.mean().abs() < 0.02, "Kullback-Leibler divergence from the Gaussian [nat]"
+
+
+def test_a_killed_training_ends_at_the_same_flow(tmp_path, monkeypatch):
+    monkeypatch.setattr(flows, "_SAVED", 20)
+
+    def trained(kept, last=None):
+        g, calls = torch.Generator().manual_seed(5), itertools.count()
+        flow = flows.Flow(2, width=8, depth=2, generator=g)
+
+        def batch(_):
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            return torch.randn(32, 2, generator=g), None
+
+        history = flows.train(flow, batch, generator=g, steps=50, checkpoint=kept)
+        return {**flow.state_dict(), "history": history}, next(calls)
+
+    whole, batches = trained(None)
+    kept = checkpoint.Checkpoint(tmp_path / "flow.pt", {})
+    with pytest.raises(KeyboardInterrupt):
+        trained(kept, 33)
+    again, fewer = trained(kept)
+    assert batches == 50 and fewer == 30, "it went on from the checkpoint"
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_posterior_is_learned_and_narrow_ones_too():
