@@ -208,12 +208,12 @@ p = {kind: combined(*(score[kind][test] for test in TESTS)).numpy() for kind in 
 this.savefig(fits.trust(quality, p, UNLIKELY, ESS, KHAT), "fit_trust")
 
 # %% [markdown]
-# **Read it.** Left: sampling goes on for a while beyond the line of 400, because weighting by the population costs draws afterwards; that
-# takes a few galaxies below it, which have a flag. Right: objects to the left of the line are flagged; one galaxy of the model in twenty
-# may be, by design. Noise of two degrees of freedom is generous: one band in 150 lies beyond 12 errors, so a wrong band is told from
-# noise only where it is off by some 25. Where a band of another galaxy is not seen, that galaxy is about as bright there: one who knew
-# the true parameters would not see it either. Some stars can be mimicked to within such noise, but only by
-# galaxies that the population hardly has, and that is what flags them.
+# **Read it.** Left: effective draws are counted after weighting by the population, which costs some galaxies most of theirs; sampling
+# goes on until 400 are left or patience ends, and then there is a flag. Right: objects to the left of the line are flagged; one galaxy of
+# the model in twenty may be, by design. Noise of two degrees of freedom is generous: one band in 150 lies beyond 12 errors, so a wrong
+# band is told from noise only where it is off by some 25. Where a band of another galaxy is not seen, that galaxy is about as bright
+# there: one who knew the true parameters would not see it either. Some stars can be mimicked to within such noise, but only by galaxies
+# that the population hardly has, and that is what flags them.
 #
 # ## Galaxies of a sky that the model was never shown
 #
@@ -233,7 +233,7 @@ def posteriors():
     return {f"{key} {name}": value for name, result in results.items() for key, value in result.items()} | {"rows": rows}
 
 
-found = this.artefact("posteriors", posteriors, version=4, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
+found = this.artefact("posteriors", posteriors, version=5, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
 draws, equal = {}, this.generator("resampling")
 for name in inference.PRIORS:
     draws[name] = inference.Result(found.data[f"draws {name}"], found.data[f"weights {name}"], None, name).equal(400, equal)

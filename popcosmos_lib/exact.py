@@ -3,7 +3,8 @@
 Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
 left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. Where the weights cannot be
 trusted although the galaxy is fitted well, Hamiltonian chains walk in the same coordinates. A flow stands for the density of the
-population meanwhile; the draws that are kept are weighted by the population itself. Introduced in notebook 07.
+population meanwhile; the draws that are kept are weighted by the population itself, and sampling goes on until enough are left. Introduced
+in notebook 07.
 
 References
 ----------
@@ -17,14 +18,13 @@ import torch
 
 from popcosmos_lib import forward, hamiltonian, importance, likelihood, misfit, parameters, sampler
 from popcosmos_lib.importance import Streams
-from popcosmos_lib.population import log_ratio
 
 __all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
-_NODES, _SPARE = 8, 1.6  # nodes of the density of the population, good to 0.05 nat; what its weights may cost, in effective draws
+_NODES, _SPARE = 8, 1.15  # nodes of the density of the population, good to 0.05 nat; what its weights mostly cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 256, 4, 10  # of the annealing; a gradient of 256 chains costs 1.5 times that of 64
 _STAGES, _LEAPFROGS, _KEPT = (10, 30), 8, 10  # trajectories, gradients in each, states kept of each chain
 
@@ -37,6 +37,8 @@ class Posterior(NamedTuple):
     theta : Tensor of shape (draws, 16)
     weight : Tensor of shape (draws,)
         They add up to one.
+    log_prior : Tensor of shape (draws,)
+        ln density of the prior [nat per unit phi].
     ess, khat, rhat : float
         Effective draws; Pareto index of the importance weights; worst split R-hat of z, mass and SFR, NaN where no chain was needed.
     engine : {"importance", "chains"}
@@ -44,6 +46,7 @@ class Posterior(NamedTuple):
 
     theta: torch.Tensor
     weight: torch.Tensor
+    log_prior: torch.Tensor
     ess: float
     khat: float
     rhat: float
@@ -106,14 +109,18 @@ class Target:
             They add up to one for each galaxy.
         share : Tensor of shape (...)
             Effective number of draws, of what it was.
+        log_prior : Tensor of shape (..., n)
+            ln density of the prior [nat per unit phi].
         """
+        phi = parameters.to_latent(theta)
+        flow = self.proposal.log_prior(phi, theta)
         if self.population is None:
-            return weight, torch.ones_like(weight[..., 0])
-        gain = log_ratio(self.population, theta, lambda phi: self.proposal.log_prior(phi, theta), steps=_NODES)
-        gain = gain.masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
+            return weight, torch.ones_like(weight[..., 0]), flow
+        log_prior = self.population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(phi)
+        gain = (log_prior - flow).masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
         factor = (gain - gain.amax(-1, keepdim=True)).exp()
         mean = (weight * factor).sum(-1, keepdim=True)
-        return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1)
+        return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1), log_prior
 
     def plausible(self, posterior, row):
         """Whether the draws of a `Posterior` reproduce its galaxy ``row`` (1,); chains cannot mend the fit of what is no galaxy."""
@@ -157,22 +164,38 @@ def posteriors(
     for rows in torch.arange(len(flux)).split(_GALAXIES[flux.device.type]):
         known = None if redshift is None else redshift[rows]
         target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator, known)
-        streams = Streams([seeds[i] for i in rows.tolist()], flux.device)
-        enough, part = ess if population is None else _SPARE * ess, []
-        for row, result in enumerate(importance.sample(target, streams, draws=draws, rounds=rounds, ess=enough, khat=KHAT)):
-            stream = streams.of([row])
-            kept, weight = importance.thin(result.log_weight, n_draws, float(stream.uniform(1)))
-            one = Posterior(result.extra[kept], weight, result.ess, result.khat, torch.nan, "importance")
-            if result.khat >= KHAT and target.plausible(one, torch.tensor([row])):
-                one = _walk(target, torch.tensor([row]), result, stream, n_draws)
-            part.append(one)
-        theta = torch.stack([one.theta for one in part])
-        weights, shares = (x.cpu() for x in target.amends(theta, torch.stack([one.weight for one in part])))
-        for one, draws_of, weight, share in zip(part, theta.cpu(), weights, shares.tolist(), strict=True):
-            found.append(one._replace(theta=draws_of, weight=weight, ess=one.ess * share))
+        settled = _Settled(target, Streams([seeds[i] for i in rows.tolist()], flux.device), n_draws)
+        spare = 1.0 if population is None else _SPARE
+        importance.sample(target, settled.streams, draws=draws, rounds=rounds, ess=ess, khat=KHAT, count=settled, spare=spare)
+        found += [settled.posteriors[row] for row in range(len(rows))]
         if progress:
             progress(len(rows))
     return found
+
+
+class _Settled:
+    """Posteriors of the galaxies whose importance sampling has ended; called, it adds some and gives their effective draws."""
+
+    def __init__(self, target, streams, n_draws):
+        self.target, self.streams, self.n_draws, self.posteriors = target, streams, n_draws, {}
+
+    def __call__(self, rows, results):
+        part = [self._kept(row[None], result) for row, result in zip(rows, results, strict=True)]
+        theta = torch.stack([one.theta for one in part])
+        weight, share, log_prior = (x.cpu() for x in self.target.amends(theta, torch.stack([one.weight for one in part])))
+        for i, (row, one) in enumerate(zip(rows.tolist(), part, strict=True)):
+            one = one._replace(theta=one.theta.cpu(), weight=weight[i], log_prior=log_prior[i], ess=one.ess * float(share[i]))
+            self.posteriors[row] = one
+        return torch.tensor([self.posteriors[row].ess for row in rows.tolist()])
+
+    def _kept(self, row, result):
+        """Draws of one galaxy under the flow that stands for the population; from chains, where weights fail and the fit does not."""
+        stream = self.streams.of(row.tolist())
+        kept, weight = importance.thin(result.log_weight, self.n_draws, float(stream.uniform(1)))
+        one = Posterior(result.extra[kept], weight, None, result.ess, result.khat, torch.nan, "importance")
+        if result.khat >= KHAT and self.target.plausible(one, row):
+            one = _walk(self.target, row, result, stream, self.n_draws)
+        return one
 
 
 def _walk(target, row, result, stream, n_draws):
@@ -194,4 +217,4 @@ def _walk(target, row, result, stream, n_draws):
     ess = min(float(sampler.effective_size(values)) for values in followed)
     theta = theta.flatten(0, 2)
     kept = torch.randperm(len(theta), generator=generator)[torch.arange(n_draws) % len(theta)]
-    return Posterior(theta[kept], torch.full((n_draws,), 1 / n_draws).to(theta), ess, result.khat, rhat, "chains")
+    return Posterior(theta[kept], torch.full((n_draws,), 1 / n_draws).to(theta), None, ess, result.khat, rhat, "chains")

@@ -29,7 +29,7 @@ _DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round 
 _ITERATIONS = 4  # of the fit of a mixture
 _FITTED = 2048  # draws it is fitted to, those of the largest weight
 _LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
-_TEMPERS = torch.linspace(1.0, 0.0, 41)  # exponents tried
+_COOLEST = 1 / 128  # least exponent tried, and the resolution of it
 _SHRINK = 30.0  # draws that the common covariance counts for in that of each component
 _TAIL = 3.0  # tail of n weights that is smoothed, in units of sqrt(n); at most a fifth of them
 
@@ -161,9 +161,11 @@ def fit(w, log_weight, random):
         log_weight, rows = log_weight.topk(_FITTED, -1)
         w = w.gather(1, rows[..., None].expand(-1, -1, w.shape[-1]))
     g, n, d = w.shape
-    enough = torch.stack([effective(log_weight * t) for t in _TEMPERS.tolist()], -1) >= _LEAST  # (g, tempers), True at the end
-    temper = _TEMPERS.to(w)[enough.int().argmax(-1)]
-    p = torch.softmax(log_weight * temper[:, None], -1)
+    temper, step = torch.full_like(log_weight[:, :1], _COOLEST), 1.0
+    while step > _COOLEST:  # the largest exponent that leaves enough, by bisection
+        more, step = (temper + step).clamp_max(1.0), step / 2
+        temper = torch.where(effective(log_weight * more)[:, None] >= _LEAST, more, temper)
+    p = torch.softmax(log_weight * temper, -1)
     mean = (p[..., None] * w).sum(1)
     x = w - mean[:, None]
     eye = torch.eye(d).to(w)
@@ -228,7 +230,7 @@ def pareto_smooth(log_weight):
     return smoothed.log_softmax(-1).to(torch.float32), torch.where(good, k[:, 0], torch.inf).float()
 
 
-def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat=0.7):
+def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat=0.7, count=None, spare=1.0):
     """Draw from many targets until each has enough effective draws.
 
     Parameters
@@ -245,6 +247,11 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         At most.
     ess, khat : float
         A target is done when it has as many effective draws and its weights a Pareto tail below ``khat``.
+    count : callable, optional
+        ``count(rows, draws)`` is asked for the targets ``rows`` (k,) that are done, with their `Draws`: the effective draws that the caller
+        makes of them (k,). Those that fall short of ``ess`` go on until they should not, and are asked for again.
+    spare : float
+        Times ``ess`` are the effective draws before ``count`` is first asked.
 
     Returns
     -------
@@ -252,7 +259,7 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         One for each target, in order.
     """
     active = torch.arange(len(random.generators))
-    found = [None] * len(active)
+    found, needed = [None] * len(active), torch.full((len(active),), spare * ess)
     # the lists have one entry a round, the folds of a target in successive rows: (g x folds, n, ...); the density of each draw under all
     # rounds so far is kept as a running logsumexp
     w, target, extra, density, mixtures, sizes = [], [], [], [], [], []
@@ -273,16 +280,20 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         log_weight = log_weight.masked_fill((log_weight.amax(-1) == -torch.inf)[:, None], 0.0)  # nothing allowed yet: look wider
         smoothed, tail = pareto_smooth(log_weight)
         enough = effective(smoothed)
-        over = (enough >= ess) & (tail < khat) | (i == rounds - 1)
+        over = (enough.cpu() >= needed[active]) & (tail.cpu() < khat) | (i == rounds - 1)
         for j in over.nonzero()[:, 0].tolist():
             rows = slice(_FOLDS * j, _FOLDS * (j + 1))
             everything, values = (torch.cat([x[rows] for x in kinds], 1).flatten(0, 1) for kinds in (w, extra))
             found[active[j]] = Draws(everything, values, smoothed[j], float(enough[j]), float(tail[j]), i + 1)
+        if count and over.any():
+            counted = count(active[over], [found[j] for j in active[over]])
+            needed[active[over]] = enough.cpu()[over] * ess / counted.clamp_min(1.0)
+            over[over.clone()] = (counted >= ess) | (i == rounds - 1)
         if over.all():
             break
         if over.any():
             left = ~over
-            active, smoothed, rows = active[left.cpu()], smoothed[left], left.repeat_interleave(_FOLDS)
+            active, smoothed, rows = active[left], smoothed[left], left.repeat_interleave(_FOLDS).to(smoothed.device)
             w, target, extra, density = ([x[rows] for x in kinds] for kinds in (w, target, extra, density))
             mixtures = [old.of(rows) for old in mixtures]
             part = random.of(active.repeat_interleave(_FOLDS).tolist())

@@ -10,7 +10,7 @@ Thorp et al. (2024), arXiv:2406.19437; Thorp et al. (2025), arXiv:2506.12122, se
 
 import difflib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from astropy.table import Table
@@ -35,7 +35,8 @@ FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
 }
 _WORST_R_HAT = 1.1
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
-_LEVELS, _RARER, _NODES = 2048, 8, 8  # of the density of the prior: galaxies of it, one in so many draws, nodes (0.05 nat)
+_LEVELS, _NODES = 2048, 8  # of the density of the prior: galaxies of it, nodes (0.05 nat)
+_RARER = 8  # one in so many draws of an ensemble is asked for its density
 _BATCH = 128  # galaxies whose ensembles advance together, or that are summarised together
 
 
@@ -148,13 +149,12 @@ def fit(
         work = _exact(guess, population, emulator, floor, exact.seeds(seed, ids), redshift, n_draws, options)
     else:
         work = _ensemble(prior, population, emulator, floor, torch.Generator().manual_seed(seed), n_draws, options)
-    levels = _log_prior(population, (population or priors.Prospector()).sample(_LEVELS, torch.Generator().manual_seed(0))).sort().values
+    levels = _levels(population)
     with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
         for part in rows.split(_BATCH):
-            samples[part], weights[part], found, names = work(part, flux[part], flux_err[part], progress.update)
+            samples[part], weights[part], log_prior, found, names = work(part, flux[part], flux_err[part], progress.update)
             found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], floor, emulator=emulator)
-            few, share = samples[part, ::_RARER], weights[part, ::_RARER]
-            found["p_rare"] = misfit.rarity(_log_prior(population, few), share / share.sum(1, keepdim=True), levels)
+            found["p_rare"] = misfit.rarity(log_prior, weights[part], levels)
             for name, value in found.items():
                 scores[name][part] = value
             for i, name in zip(part.tolist(), names, strict=True):
@@ -180,8 +180,8 @@ def _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options
         data = (x.to(device) for x in (flux, flux_err, floor))
         found = exact.posteriors(*data, **tools, redshift=redshift[rows].to(device), seeds=own, n_draws=n_draws, progress=done, **options)
         scores = {name: torch.tensor([getattr(one, name) for one in found]) for name in ("ess", "khat", "rhat")}
-        samples, weights = (torch.stack([getattr(one, name) for one in found]) for name in ("theta", "weight"))
-        return samples, weights, scores, [one.engine for one in found]
+        draws = (torch.stack([getattr(one, name) for one in found]) for name in ("theta", "weight", "log_prior"))
+        return *draws, scores, [one.engine for one in found]
 
     return work
 
@@ -196,7 +196,8 @@ def _ensemble(prior, population, emulator, floor, generator, n_draws, options):
         problem = walkers.Problem(flux, flux_err, law, emulator, floor)
         samples, scores = walkers.explore(problem, law, generator, n_draws=n_draws, **options)
         done(len(rows))
-        return samples, torch.full(samples.shape[:2], 1 / n_draws), scores, ["ensemble"] * len(rows)
+        log_prior = _log_prior(population, samples[:, ::_RARER]).repeat_interleave(_RARER, 1)[:, :n_draws]
+        return samples, torch.full(samples.shape[:2], 1 / n_draws), log_prior, scores, ["ensemble"] * len(rows)
 
     return work
 
@@ -216,6 +217,12 @@ def _log_prior(population, theta):
         return priors.Prospector().log_prob(parameters.to_latent(theta))
     theta = theta.to(population.shift.device)
     return (population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
+
+
+@lru_cache(4)
+def _levels(population):
+    """ln densities of galaxies of the prior, rising."""
+    return _log_prior(population, (population or priors.Prospector()).sample(_LEVELS, torch.Generator().manual_seed(0))).sort().values
 
 
 def _separated(z, weight):

@@ -158,8 +158,9 @@ def test_flow_in_place_of_the_population_is_put_right(trial, guess):
     theta = parameters.to_theta(phi)
     target = exact.Target(trial.flux, trial.flux_err, torch.full((26,), 0.02), net, Normal(), Toy())
     log_flow = net.log_prior(phi, theta)
-    weight, share = target.amends(theta, torch.full((500,), 1 / 500))
+    weight, share, found = target.amends(theta, torch.full((500,), 1 / 500))
     log_p = Normal().log_prob(theta) + parameters.log_jacobian(phi)
+    assert torch.allclose(found, log_p, atol=1e-4)
     inside = log_flow.isfinite() & (phi[:, 1:].abs() < 5).all(1)
     ratio = (weight.log() - (log_p - log_flow))[inside & (weight > 0)]
     assert float(ratio.std()) < 0.02 and 0 < float(share) <= 1 and float(weight.sum()) == pytest.approx(1, abs=1e-4)

@@ -71,6 +71,22 @@ def test_two_modes_are_weighed_right():
     assert float(one.log_weight.exp()[one.w[:, 0] < 0].sum()) == pytest.approx(0.8, abs=0.04)
 
 
+def test_a_target_goes_on_while_the_caller_makes_too_little_of_its_draws(gaussians, found):
+    """Every other target is worth a tenth of its effective draws."""
+    worth, asked = torch.tensor([1.0, 0.1]).repeat(3), []
+
+    def count(rows, draws):
+        asked.extend(rows.tolist())
+        return worth[rows] * torch.tensor([one.ess for one in draws])
+
+    more = importance.sample(target(gaussians), importance.Streams(range(6)), count=count)
+    for one, before, share in zip(more, found, worth.tolist(), strict=True):
+        assert one.ess * share >= 400 and (one.rounds > before.rounds) == (share < 1)
+    assert sorted(set(asked)) == list(range(6)) and asked.count(0) == 1 and 2 <= asked.count(1) <= 4
+    spared = importance.sample(target(gaussians), importance.Streams(range(6)), count=count, spare=1.5)
+    assert all(one.ess >= 600 for one in spared)
+
+
 def test_a_hopeless_target_says_so():
     def nowhere(w, rows):
         return torch.full(w.shape[:2], -torch.inf), w
