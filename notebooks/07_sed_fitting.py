@@ -85,9 +85,11 @@ def learned(prior):
     return proposal.compact(net), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
 
 
-own = {}
-for prior, name in proposal.NAMES.items():
-    own[prior] = this.artefact(name, partial(learned, prior), version=3, parameters=size, inputs=needs[prior])
+options = {"parameters": size, "version": 3}
+own = {
+    "pop-cosmos": this.artefact("proposal", partial(learned, "pop-cosmos"), inputs=needs["pop-cosmos"], **options),
+    "prospector": this.artefact("proposal_prospector", partial(learned, "prospector"), inputs=needs["prospector"], **options),
+}
 
 # %%
 guesses = {"pop-cosmos": own["pop-cosmos"], "prospector": own["prospector"]}
