@@ -36,6 +36,7 @@ def test_oddities_change_the_photometry(trial, kind):
     r = filters.magnitude_from_flux(trial.flux[:, filters.SHORT.index("r")])
     rows = ((r > 20) & (r < 23)).nonzero()[:100, 0]
     odd = trials.planted(kind, trial, 100, torch.Generator().manual_seed(3))
+    assert len(odd.theta) > 50, "of the bright ones only, and enough of them"
     torch.testing.assert_close(odd.theta, trial.theta[rows])
     changed = ((odd.flux / trial.flux[rows] - 1).abs() > 0.02).sum(1).float()
     assert odd.flux.isfinite().all() and (odd.flux_err > 0).all()
