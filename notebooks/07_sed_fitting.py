@@ -85,10 +85,10 @@ def learned(prior):
     return proposal.compact(net), {"history": history.unflatten(0, (50, -1)).mean(1).tolist()}
 
 
-options = {"parameters": size, "version": 3}
+makers = {prior: {"compute": partial(learned, prior), "parameters": size, "inputs": read} for prior, read in needs.items()}
 own = {
-    "pop-cosmos": this.artefact("proposal", partial(learned, "pop-cosmos"), inputs=needs["pop-cosmos"], **options),
-    "prospector": this.artefact("proposal_prospector", partial(learned, "prospector"), inputs=needs["prospector"], **options),
+    "pop-cosmos": this.artefact("proposal", version=3, **makers["pop-cosmos"]),
+    "prospector": this.artefact("proposal_prospector", version=4, **makers["prospector"]),
 }
 
 # %%

@@ -25,7 +25,8 @@ from popcosmos_lib.population import SELECTION, inside
 __all__ = ["NAMES", "Proposal", "brightness", "compact", "learn", "load", "restore"]
 
 NAMES = {"pop-cosmos": "proposal", "prospector": "proposal_prospector"}  # artefacts
-_FAINTEST = 26.0  # r of the mocks of a prior of closed form, which has no selection of its own [mag]
+_DETECTED = slice(filters.SHORT.index("i"), filters.SHORT.index("Ks") + 1)  # the bands in which COSMOS2020 finds its sources
+_FAINTEST = 26.5  # mocks of a prior without a selection end there in the brightest of them [mag]; a cut in r would leave out z > 4
 _FLOORS = (0.005, 0.12)  # range of the fractional floors of the mocks
 _FLOOR_SCATTER, _ERROR_SCATTER = 0.3, 0.2  # ln, between the bands of one galaxy
 _ERRORS = 3.0  # range of the common factor of the errors of half of the mocks, up and down
@@ -34,7 +35,6 @@ _RATE = 3e-3  # peak of the learning rate: with 1e-3 the fit is 0.5 nat behind a
 _EVEN = 0.05  # fractional error added to each band for the first guess of N
 _NEWTON, _LONGEST = 5, 0.5  # steps from there to the best N, none longer than this [mag]
 _FEATURES = 3 * len(filters.COSMOS26)
-_R = filters.SHORT.index("r")
 
 
 class Proposal(nn.Module):
@@ -182,7 +182,7 @@ class _Mocks:
             flux = likelihood.model_flux(likelihood.photometry(emulator, theta))
             good = flux.isfinite().all(-1)
             if population is None:
-                good &= flux[:, _R] > likelihood.model_flux(torch.tensor(_FAINTEST))
+                good &= flux[:, _DETECTED].amax(-1) > likelihood.model_flux(torch.tensor(_FAINTEST))
             kept.append((parameters.to_latent(theta[good])[:missing], flux[good][:missing]))
             missing -= len(kept[-1][0])
         self.x, self.flux = (torch.cat(columns) for columns in zip(*kept, strict=True))
@@ -213,7 +213,7 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=256
     Parameters
     ----------
     population : Population or None
-        The prior; None for ``priors.Prospector``, whose mocks end at r = 26.
+        The prior; None for ``priors.Prospector``, whose mocks end at 26.5 mag in the brightest band from i to Ks.
     emulator : object with ``magnitudes(theta)``
     sky : survey.Survey
         Flux errors.
