@@ -31,6 +31,7 @@ _FITTED = 2048  # draws it is fitted to, those of the largest weight
 _LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
 _COOLEST = 1 / 128  # least exponent tried, and the resolution of it
 _SHRINK = 30.0  # draws that the common covariance counts for in that of each component
+_HOPELESS = 0.1  # share of its effective draws that the caller has use for, below which a target is given up
 _TAIL = 3.0  # tail of n weights that is smoothed, in units of sqrt(n); at most a fifth of them
 
 
@@ -249,7 +250,8 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         A target is done when it has as many effective draws and its weights a Pareto tail below ``khat``.
     count : callable, optional
         ``count(rows, draws)`` is asked for the targets ``rows`` (k,) that are done, with their `Draws`: the effective draws that the caller
-        makes of them (k,). Those that fall short of ``ess`` go on until they should not, and are asked for again.
+        makes of them (k,). Those that fall short of ``ess`` go on until they should not, and are asked for again; those that keep less
+        than a tenth of their effective draws are given up, as the draws of all rounds would not be enough.
     spare : float
         Times ``ess`` are the effective draws before ``count`` is first asked.
 
@@ -288,7 +290,7 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         if count and over.any():
             counted = count(active[over], [found[j] for j in active[over]])
             needed[active[over]] = enough.cpu()[over] * ess / counted.clamp_min(1.0)
-            over[over.clone()] = (counted >= ess) | (i == rounds - 1)
+            over[over.clone()] = (counted >= ess) | (counted < _HOPELESS * enough.cpu()[over]) | (i == rounds - 1)
         if over.all():
             break
         if over.any():

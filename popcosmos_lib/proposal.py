@@ -116,6 +116,8 @@ class Proposal(nn.Module):
             ln |d phi / d w|.
         """
         x, log_slope = self.flow.from_base(w[..., 1:], given[:, None])
+        lost = ~x.isfinite().all(-1)  # a trajectory of the chains that has run away; no emulator takes NaN
+        x, log_slope = x.masked_fill(lost[..., None], 0.0), log_slope.masked_fill(lost, torch.inf)
         rest = self.centre[1:] + self.spread[1:] * x
         phi = torch.cat([torch.zeros_like(w[..., :1]), rest], -1)
         shape = likelihood.photometry(emulator, parameters.to_theta(phi).flatten(0, 1)).unflatten(0, w.shape[:2])

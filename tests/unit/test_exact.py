@@ -122,6 +122,23 @@ def test_coordinates_lead_to_parameters_with_the_right_volume(trial, guess):
     assert torch.allclose(likelihood.photometry(Toy(), theta), magnitude[:, 0], atol=1e-3)
 
 
+def test_a_trajectory_that_runs_away_has_no_density_and_harms_no_other(trial, guess):
+    target = exact.Target(trial.flux[:1], trial.flux_err[:1], torch.full((26,), 0.02), guess[0], Normal(), Strict())
+    w = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(13))
+    alone = target(w[:, :1], torch.tensor([0]))[0]
+    w[0, 1], w[0, 2, 5] = 1e38, torch.nan
+    together = target(w, torch.tensor([0]))[0]
+    assert torch.allclose(together[:, :1], alone, rtol=1e-5) and not (together[0, 1:] > -1e30).any()
+
+
+class Strict(Toy):
+    """As real emulators do, it looks redshifts up in tables."""
+
+    def magnitudes(self, theta):
+        assert theta.isfinite().all()
+        return super().magnitudes(theta)
+
+
 def test_density_of_the_closed_prior_is_that_of_the_prior(guess):
     net = guess[0]
     closed = proposal.Proposal(net.flow, None, net.softening, net.centre, net.spread)
@@ -187,7 +204,8 @@ def test_proposals_survive_the_store(guess):
 
 def test_mocks_of_the_closed_prior_are_bright_enough_and_the_brightest_bands_missing_sometimes():
     mocks = proposal._Mocks(None, Toy(), Sky(), 500, torch.Generator().manual_seed(10))
-    assert (mocks.flux[:, 2] > 10 ** (0.4 * (23.9 - 26.0))).all()
+    assert (mocks.flux[:, 3:10].amax(1) > 10 ** (0.4 * (23.9 - 26.5))).all(), "detected in one band of i to Ks"
+    assert (mocks.flux[:, 2] < 10 ** (0.4 * (23.9 - 27.0))).any(), "galaxies that drop out of r must be among them"
     x, flux, flux_err, floor = mocks.batch(2000)
     missing = flux.isnan().float().mean(1)
     assert float((missing == 0).float().mean()) > 0.5 and 0.1 < float(missing.mean()) < 0.3

@@ -87,6 +87,19 @@ def test_a_target_goes_on_while_the_caller_makes_too_little_of_its_draws(gaussia
     assert all(one.ess >= 600 for one in spared)
 
 
+def test_a_target_of_which_the_caller_keeps_next_to_nothing_is_given_up(gaussians, found):
+    worth, asked = torch.tensor([0.3, 0.05]).repeat(3), []
+
+    def count(rows, draws):
+        asked.extend(rows.tolist())
+        return worth[rows] * torch.tensor([one.ess for one in draws])
+
+    more = importance.sample(target(gaussians), importance.Streams(range(6)), count=count)
+    for i, (one, before) in enumerate(zip(more, found, strict=True)):
+        given_up = i % 2 == 1
+        assert (one.rounds == before.rounds) == given_up and (asked.count(i) == 1) == given_up
+
+
 def test_a_hopeless_target_says_so():
     def nowhere(w, rows):
         return torch.full(w.shape[:2], -torch.inf), w
