@@ -85,7 +85,7 @@ def both():
 
 sources = inputs if catalogue != "mock" else [mock, *inputs]
 settings = {"n_draws": n_draws, "floor": mock_floor, "catalogue": path.name, "n": len(galaxies)}
-found = this.artefact("photoz", both, version=5, parameters=settings, inputs=sources)
+found = this.artefact("photoz", both, version=6, parameters=settings, inputs=sources)
 draws = {name: found.data[f"z {name}"] for name in inference.PRIORS}
 weight = {name: found.data[f"weight {name}"] for name in inference.PRIORS}
 
@@ -183,7 +183,7 @@ def observed():
 
 
 digests = {item.name: item.sha256 for item in inputs} | {name: sha256(file) for name, file in files.items()}
-seen = this.artefact("sky", observed, version=5, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
+seen = this.artefact("sky", observed, version=6, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
 
 # %%
 panels = {f"mock, {name} prior": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
@@ -227,7 +227,7 @@ def everywhere():
     return {key: value for name in spectroscopic for key, value in refined(name).items()} | {"none": torch.zeros(1)}
 
 
-better = this.artefact("refined", everywhere, version=5, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
+better = this.artefact("refined", everywhere, version=6, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
 
 # %%
 for name in spectroscopic:
