@@ -43,7 +43,6 @@ from popcosmos_lib import (
 FLOOR = 0.01
 FEW = 2  # galaxies that bagpipes gets
 TEMPLATES, SPECTRA, FACTORING = 12, 2000, 2000  # factors, spectra that they are made of, updates of the factors
-LIGHT = 2.99792458e18  # [Angstrom / s]
 LINE = 0.004  # width of the lines in the templates, in wavelength: a step of their grid
 THIN = 8  # of the nodes of filter curves one is kept: with all 512 the set-up of EAZY takes six minutes
 PARAMETERS = {
@@ -166,7 +165,7 @@ def eazy(trial, tools, folder):
     wave = light.wave[(light.wave > 900) & (light.wave < 6e4)]
     apart = (wave[:, None] / light.line_wave - 1) / LINE
     lines = torch.exp(-0.5 * apart**2) / (math.sqrt(2 * math.pi) * LINE * light.line_wave)
-    spectra = light.total[:, (light.wave > 900) & (light.wave < 6e4)] * LIGHT / wave**2 + light.lines @ lines.T  # [Lsun / Angstrom]
+    spectra = light.total[:, (light.wave > 900) & (light.wave < 6e4)] * filters.LIGHT / wave**2 + light.lines @ lines.T  # [Lsun / Angstrom]
     spectra = spectra / spectra.mean(1, keepdim=True)
     typical = spectra.mean(0)  # without it the infrared would weigh nothing
     templates = typical * factors((spectra / typical).float(), TEMPLATES, generator)

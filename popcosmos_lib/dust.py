@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from popcosmos_lib import filters
+
 __all__ = ["birth_cloud", "diffuse", "torus"]
 
 _PIVOT = 5500.0  # [Angstrom], where both curves are one
 _TORUS_FILE = Path("dust", "Nenkova08_y010_torusg_n10_q2.0.dat")  # below SPS_HOME
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 # Share of a torus's luminosity in black bodies of these temperatures [K], by its optical depth; 150 K takes the rest. The hottest stands
 # for scattered light of the accretion disc. Least-squares fit to how the released pop-cosmos photometry answers to lnfAGN between 0.25
 # and 5 micron (rest): 5 % there, only plausible beyond.
@@ -92,7 +93,7 @@ def torus(wave):
         rest = 1 - shares.sum(-1, keepdims=True)
         spectrum = np.concatenate([shares, rest], -1) @ np.stack([_black_body(wave, t) for t in _TEMPERATURES])
         source = "analytic black bodies in place of the Nenkova et al. (2008) table (set SPS_HOME to the FSPS data to use the table)"
-    frequency_step = _LIGHT / wave * np.log(wave[1] / wave[0])
+    frequency_step = filters.LIGHT / wave * np.log(wave[1] / wave[0])
     return depths, spectrum / (1e-15 * spectrum * frequency_step).sum(-1, keepdims=True), source
 
 

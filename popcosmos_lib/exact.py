@@ -19,12 +19,13 @@ import torch
 from popcosmos_lib import forward, hamiltonian, importance, likelihood, misfit, parameters, sampler
 from popcosmos_lib.importance import Streams
 
-__all__ = ["ESS", "KHAT", "Posterior", "Target", "posteriors", "seeds"]
+__all__ = ["ESS", "KHAT", "NODES", "Posterior", "Target", "posteriors", "seeds"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
 _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then have one shape, and draws the same bits, in any company
-_NODES, _SPARE = 8, 1.15  # nodes of the density of the population, good to 0.05 nat; what its weights mostly cost, in effective draws
+NODES = 8  # of the density of the population, good to 0.05 nat
+_SPARE = 1.15  # what its weights mostly cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 256, 4, 10  # of the annealing; a gradient of 256 chains costs 1.5 times that of 64
 _STAGES, _LEAPFROGS, _KEPT = (10, 30), 8, 10  # trajectories, gradients in each, states kept of each chain
 
@@ -116,7 +117,7 @@ class Target:
         flow = self.proposal.log_prior(phi, theta)
         if self.population is None:
             return weight, torch.ones_like(weight[..., 0]), flow
-        log_prior = self.population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(phi)
+        log_prior = self.population.log_prob(theta, steps=NODES) + parameters.log_jacobian(phi)
         gain = (log_prior - flow).masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
         factor = (gain - gain.amax(-1, keepdim=True)).exp()
         mean = (weight * factor).sum(-1, keepdim=True)

@@ -22,7 +22,6 @@ from popcosmos_lib import dust, igm, interpolation, lines, parameters, passbands
 
 __all__ = ["Features", "magnitude", "tabulate"]
 
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 _STEP = 1 / 300  # of the redshift tables in ln(1 + z), a third of the width of the narrowest band
 _EDGES = (300.0, 1500.0, 2200.0, 3000.0, 4000.0, 6000.0, 10000.0, 30000.0)  # rest-frame cells of the energy balance [Angstrom]
 _CENTRES = (1200.0, 1830.0, 2570.0, 3480.0, 4900.0, 7700.0, 15000.0)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["COSMOS26", "SHORT", "SURVEYS", "Filters", "flux_from_magnitude", "load", "magnitude_from_flux"]
+__all__ = ["COSMOS26", "LIGHT", "SHORT", "SURVEYS", "Filters", "flux_from_magnitude", "load", "magnitude_from_flux"]
 
+LIGHT = 2.99792458e18  # speed [Angstrom / s]
 _INTERMEDIATE = "427 464 484 505 527 574 624 679 709 738 767 827".split()
 COSMOS26 = [
     "u_megaprime_sagem", *[f"hsc_{band}" for band in "grizy"], *[f"uvista_{band}_cosmos" for band in ("y", "j", "h", "ks")],

@@ -35,7 +35,7 @@ FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
 }
 _WORST_R_HAT = 1.1
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
-_LEVELS, _NODES = 2048, 8  # of the density of the prior: galaxies of it, nodes (0.05 nat)
+_LEVELS = 2048  # galaxies of the prior whose densities are compared with those of draws
 _RARER = 8  # one in so many draws of an ensemble is asked for its density
 _BATCH = 128  # galaxies whose ensembles advance together, or that are summarised together
 
@@ -216,7 +216,7 @@ def _log_prior(population, theta):
     if population is None:
         return priors.Prospector().log_prob(parameters.to_latent(theta))
     theta = theta.to(population.shift.device)
-    return (population.log_prob(theta, steps=_NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
+    return (population.log_prob(theta, steps=exact.NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
 
 
 @lru_cache(4)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 
-from popcosmos_lib import igm, interpolation
+from popcosmos_lib import filters, igm, interpolation
 
 __all__ = ["CALIBRATED", "RESOLUTION", "band_flux", "matched", "response"]
 
@@ -24,7 +24,6 @@ CALIBRATED = (
     6549.86, 6564.60, 6585.27, 6679.99, 6718.29, 6732.67, 7067.14, 7137.77, 7753.19, 9017.80, 9071.10, 9232.20, 9533.20, 9548.80,
 )  # fmt: skip
 RESOLUTION = 4000  # samples of the response per unit of ln wavelength; 2 Angstrom in NB711
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 _SAME = 4e-4  # relative difference below which two wavelengths name one line (blends are listed at slightly different means)
 
 
@@ -95,7 +94,7 @@ def band_flux(luminosity, wave, z, table, start):
         [1e-15 Lsun/Hz]; the factor 1 + z of the redshifted frequency interval is not in it.
     """
     blue = int((wave < igm.LYMAN_ALPHA * 1.0001).sum())
-    density = luminosity * wave * (1e15 / _LIGHT)  # L / nu
+    density = luminosity * wave * (1e15 / filters.LIGHT)  # L / nu
     if blue:  # a Lyman line sits on the edge of its own absorption
         sides = [igm.transmission(wave[:blue] * side, z) for side in (1 - 1e-5, 1 + 1e-5)]
         density = torch.cat([density[:, :blue] * 0.5 * (sides[0] + sides[1]), density[:, blue:]], -1)

@@ -13,11 +13,11 @@ from astropy.table import Table
 
 from popcosmos_lib import filters, inference, parameters
 
-__all__ = ["DERIVED", "FLAGS", "Column", "draws", "posteriors", "table"]
+__all__ = ["FLAGS", "Column", "draws", "posteriors", "table"]
 
 FAILED = 2048
 FLAGS = inference.FLAGS | {FAILED: "the fit failed"}
-DERIVED = {
+_DERIVED = {
     "log10SFR": ("dex(Msun / yr)", "star-formation rate over 100 Myr"),
     "log10sSFR": ("dex(1 / yr)", "star-formation rate over 100 Myr per formed mass"),
     "age": ("Gyr", "mass-weighted age"),
@@ -59,7 +59,7 @@ def _parameters():
 def posteriors():
     """The columns of the table of posteriors, one row a galaxy, as a list of `Column`."""
     found = [Column("id", "", "identifier in the catalogue, or row number from 0", "id")]
-    for name, unit, meaning in (*_parameters(), *((name, *rest) for name, rest in DERIVED.items())):
+    for name, unit, meaning in (*_parameters(), *((name, *_DERIVED[name]) for name in inference.DERIVED)):
         for suffix, share in inference.QUANTILES.items():
             found.append(Column(f"{name}_{suffix}", unit, f"{meaning}: {100 * share:.2f} % of the posterior lies below"))
     flags = "; ".join(f"{bit}: {text}" for bit, text in FLAGS.items())

@@ -17,7 +17,6 @@ from popcosmos_lib import cosmology, dust, filters, igm, interpolation, lines, p
 __all__ = ["Spectrum", "Synthesiser", "load"]
 
 _CHUNK = {"cpu": 250, "cuda": 16_000}  # galaxies at a time: intermediate spectra stay in a processor's cache, or fill a GPU
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 _FAINT = 1e-36  # [1e-15 Lsun/Hz/Msun] keeps the magnitude of a fully absorbed band finite in float32
 
 
@@ -110,7 +109,7 @@ class Synthesiser(nn.Module):
             "dust": table["dust"],
             "torus_depth": torch.as_tensor(depth),
             "torus": torch.as_tensor(torus),
-            "energy": 1e-15 * _LIGHT / wave * self.log_step,  # [Lsun] of a pixel per 1e-15 Lsun/Hz
+            "energy": 1e-15 * filters.LIGHT / wave * self.log_step,  # [Lsun] of a pixel per 1e-15 Lsun/Hz
             "line_response": line_response,
         }
         for name, value in constants.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from popcosmos_lib import provenance, remnants, store
+from popcosmos_lib import filters, provenance, remnants, store
 
 __all__ = ["BIRTH_CLOUD", "LYMAN_LIMIT", "SOLAR_GAS", "SOLAR_STARS", "load", "pixel_edges", "stored", "to_pixels"]
 
@@ -30,7 +30,6 @@ _QPAH, _UMIN, _GAMMA = 2.0, 1.0, 0.01  # Draine & Li (2007), fixed as in Thorp+2
 _UMIN_COLUMN = 9  # of Umin = 1 (column 0 is the wavelength)
 _LOGU_MAX = -1.0  # upper bound of log10Ugas
 _GAS_MAX = 1.0  # solar; in the Cloudy runs above it H-beta per ionising photon drops to a fifth of recombination theory (they stop early)
-_LIGHT = 2.99792458e18  # Angstrom / s
 _LSUN = 3.828e33  # erg / s
 _PLANCK_C = 1.98644586e-8  # h c [erg Angstrom]
 
@@ -133,7 +132,7 @@ def to_pixels(wave, density, edges):
     part = position - below  # the integral of a straight line is a parabola within its interval
     height = density[..., below] + 0.5 * part * (density[..., below + 1] - density[..., below])
     integral = total[..., below] + part * (wave[below + 1] - wave[below]) * height
-    return 1e15 * np.diff(integral, axis=-1) / -np.diff(_LIGHT / edges)
+    return 1e15 * np.diff(integral, axis=-1) / -np.diff(filters.LIGHT / edges)
 
 
 def _photons(wave, density):
@@ -219,4 +218,4 @@ def _dust(cold_path, heated_path, edges):
         mix = (_QPAH - 1.77) / (2.37 - 1.77)
         parts.append(share * ((1 - mix) * low[:, _UMIN_COLUMN] + mix * high[:, _UMIN_COLUMN]))
     shape = to_pixels(low[:, 0].astype(float), np.sum(parts, 0), edges)
-    return shape / (1e-15 * shape * -np.diff(_LIGHT / edges)).sum()
+    return shape / (1e-15 * shape * -np.diff(filters.LIGHT / edges)).sum()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from popcosmos_lib import fsps_backend, parameters, ssp
+from popcosmos_lib import filters, fsps_backend, parameters, ssp
 
 __all__ = ["load", "read"]
 
@@ -20,7 +20,6 @@ _CLOUD_EDGES = [0.0, 1e6, 2e6, 3e6, 4e6, 5e6, 7e6]  # [yr] the ages of the Cloud
 _CELL = 0.025  # [dex] of cells older than 100 Myr: half an isochrone step, so that a bin which cuts a cell moves little light
 _LYMAN_EDGE = 912.0  # [Angstrom] up to here FSPS takes starlight for ionising
 _PLANCK = 6.6261e-27  # [erg s], as FSPS has it
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 _LOG_E = np.log10(np.e)
 _GAS_FILE = Path("nebular", "ZAU_ND_mist.lines")  # below SPS_HOME
 
@@ -95,13 +94,13 @@ def _hat_integral(log_age, ages):
 
 def _to_pixels(wave, light, pixels):
     """L_nu of FSPS (..., n_wave) [Lsun/Hz] to pixels [1e-15 Lsun/Hz]."""
-    return ssp.to_pixels(wave, fsps_backend.SOLAR * light * (_LIGHT / wave**2), pixels)
+    return ssp.to_pixels(wave, fsps_backend.SOLAR * light * (filters.LIGHT / wave**2), pixels)
 
 
 def _photons(wave, light):
     """Ionising photons of L_nu (..., n_wave) as FSPS counts them [1e46/s]."""
     blue = wave <= _LYMAN_EDGE
-    nu = _LIGHT / wave[blue]
+    nu = filters.LIGHT / wave[blue]
     return -1e-46 * fsps_backend.LSUN / _PLANCK * np.trapezoid(light[..., blue] / nu, nu, axis=-1)
 
 
@@ -172,4 +171,4 @@ def _dust(population, pixels):
         light.append(population.get_spectrum(tage=0.003)[1])
     population.params["dust1"] = 0.0
     shape = _to_pixels(population.wavelengths, (light[0] - light[1]).clip(min=0.0), pixels)
-    return shape / (1e-15 * shape * -np.diff(_LIGHT / pixels)).sum()
+    return shape / (1e-15 * shape * -np.diff(filters.LIGHT / pixels)).sum()

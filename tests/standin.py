@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import filters, fitting, inference, parameters, schema
+from popcosmos_lib import filters, fitting, inference, parameters
 
 __all__ = ["POISON", "fit", "mock", "work"]
 
@@ -29,7 +29,7 @@ def fit(flux, flux_err, prior="pop-cosmos", *, engine="exact", profile="publishe
     samples = (lower + upper) / 2 + 0.02 * (upper - lower) * torch.stack(spread)
     weights = torch.full(samples.shape[:2], 1 / n_draws)
     table = Table({"id": np.asarray(id)})
-    derived = {name: samples[..., i] for i, name in enumerate(schema.DERIVED)}
+    derived = {name: samples[..., i] for i, name in enumerate(inference.DERIVED)}
     for name, values in {**dict(zip(parameters.NAMES, samples.permute(2, 0, 1), strict=True)), **derived}.items():
         for suffix, share in inference.QUANTILES.items():
             table[f"{name}_{suffix}"] = values.quantile(share, dim=1).numpy()

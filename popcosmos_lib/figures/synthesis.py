@@ -11,7 +11,6 @@ from popcosmos_lib.figures import COLOURS, DOUBLE
 
 __all__ = ["bands", "components", "effects", "histories", "observed"]
 
-_LIGHT = 2.99792458e18  # [Angstrom / s]
 _BROAD = [*range(10), 24, 25]  # of filters.COSMOS26
 
 
@@ -33,7 +32,7 @@ def observed(spectrum, z, distance_modulus):
         AB magnitude, each line spread over the pixel it falls in.
     """
     wave = spectrum.wave
-    frequency_step = _LIGHT / wave * float(torch.log(wave[1] / wave[0]))
+    frequency_step = filters.LIGHT / wave * float(torch.log(wave[1] / wave[0]))
     pixel = torch.searchsorted(wave, spectrum.line_wave).clamp(max=len(wave) - 1)
     light = spectrum.total.clone().index_add_(1, pixel, spectrum.lines / frequency_step[pixel])
     light = light * igm.transmission(wave, z) * (1 + z)[:, None]
@@ -134,7 +133,7 @@ def components(spectrum, z, curves):
     """
     fig, ax = plt.subplots(figsize=(DOUBLE, 3.0))
     wave = spectrum.wave.numpy()
-    frequency = _LIGHT / wave
+    frequency = filters.LIGHT / wave
     styles = {
         "intrinsic": ("stars and gas, no dust", "0.6", "--"),
         "stars": ("stars", COLOURS[0], "-"),
