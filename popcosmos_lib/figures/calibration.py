@@ -228,15 +228,7 @@ def solvers(rows):
     return fig
 
 
-_MODELS = (
-    (0, "s"),
-    (4, "^"),
-    (3, "D"),
-    (2, "v"),
-    (7, "x"),
-    (5, "<"),
-    (6, "P"),
-)  # place in COLOURS, marker; the last model is vermilion
+_MODELS = tuple(zip((0, 4, 3, 2, 7, 5, 6), "s^DvX<P", strict=True))  # place in COLOURS, marker; the last model is vermilion
 
 
 def closure(bars, scores):
@@ -266,7 +258,7 @@ def closure(bars, scores):
         models = [name for name in scores if name != "floor"]
         for name, (colour, marker) in zip(models, [*_MODELS[: len(models) - 1], (1, "o")], strict=True):
             places = np.maximum([scale(bar, scores[name].get(key, np.nan)) for bar, key in rows], 1.12 * least)
-            axis.plot(places, range(len(rows)), marker, color=figures.COLOURS[colour], ms=4, label=name)
+            axis.plot(places, range(len(rows)), marker, color=figures.COLOURS[colour], ms=4, mec="k", mew=0.3, label=name)
         limits = [
             rf" $\leq$ {bar.bar:g}" + ("$\\,(1+z)$" if bar.unit == "1 + z" else "") if np.isfinite(bar.bar) else "" for bar, _ in rows
         ]
