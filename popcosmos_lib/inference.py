@@ -31,7 +31,7 @@ FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
     64: "not to be trusted: k-hat of the weights above 0.7, or R-hat of the chains above 1.1",
     128: "fewer than 400 effective draws",
     256: "more than one redshift: the posterior has well separated modes",
-    512: "fainter than r = 25: beyond the galaxies that the population was learned from",
+    512: "fainter than what was learned from: r = 25 for the pop-cosmos prior, 26.5 in each band from i to Ks for the Prospector-like one",
 }
 _WORST_R_HAT = 1.1
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
@@ -159,7 +159,7 @@ def fit(
                 scores[name][part] = value
             for i, name in zip(part.tolist(), names, strict=True):
                 used[i] = name
-    faint = forward.faint(flux) if population is not None else torch.zeros(len(flux), dtype=torch.bool)
+    faint = proposal.faint(flux) if population is None else forward.faint(flux)
     return Result(samples, weights, _summary(samples, weights, scores, used, flux.isfinite().sum(1), flags + 512 * faint, ids), prior)
 
 

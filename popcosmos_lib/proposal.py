@@ -22,7 +22,7 @@ from popcosmos_lib import filters, flows, likelihood, parameters, priors, store,
 from popcosmos_lib.checkpoint import Checkpoint
 from popcosmos_lib.population import SELECTION, inside
 
-__all__ = ["NAMES", "Proposal", "brightness", "compact", "learn", "load", "restore"]
+__all__ = ["NAMES", "Proposal", "brightness", "compact", "faint", "learn", "load", "restore"]
 
 NAMES = {"pop-cosmos": "proposal", "prospector": "proposal_prospector"}  # artefacts
 _DETECTED = slice(filters.SHORT.index("i"), filters.SHORT.index("Ks") + 1)  # the bands in which COSMOS2020 finds its sources
@@ -259,6 +259,12 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=256
     for name in ("density", "flow"):
         checkpoint.stage(name).clear()
     return proposal.eval().requires_grad_(False), history
+
+
+def faint(flux):
+    """Which galaxies (n, 26) [µJy] are fainter than all mocks of a prior without a selection, in every band from i to Ks: (n,), bool."""
+    seen = flux[:, _DETECTED]
+    return seen.isfinite().any(1) & ~(seen > likelihood.model_flux(torch.tensor(_FAINTEST))).any(1)
 
 
 def compact(proposal):

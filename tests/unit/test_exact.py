@@ -210,3 +210,14 @@ def test_mocks_of_the_closed_prior_are_bright_enough_and_the_brightest_bands_mis
     missing = flux.isnan().float().mean(1)
     assert float((missing == 0).float().mean()) > 0.5 and 0.1 < float(missing.mean()) < 0.3
     assert float(floor.min()) < 0.006 and float(floor.max()) > 0.1 and (flux_err > 0).all()
+
+
+def test_galaxies_fainter_than_the_mocks_are_named(trial, guess):
+    flux = trial.flux[:4].clone()
+    flux[1:, 3:10] = 10 ** (0.4 * (23.9 - 27.0))
+    flux[2, 9] *= 2  # 26.25 mag in Ks
+    flux[3, 3:10] = torch.nan  # not measured there
+    assert proposal.faint(flux).tolist() == [False, True, False, False]
+    net = proposal.Proposal(guess[0].flow, None, guess[0].softening, guess[0].centre, guess[0].spread)
+    found = inference.fit(flux[:2], trial.flux_err[:2], "prospector", guess=net, emulator=Toy(), floor=0.02, rounds=1, n_draws=8).summary
+    assert (found["flags"] & 512).tolist() == [0, 512]
