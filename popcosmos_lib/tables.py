@@ -88,7 +88,7 @@ def _runtimes():
     rows.append(("all", f"{sum(seconds.values()) / 60:.0f} min", f"{max(memory.values()):.1f} GB", ""))
     devices = sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()})
     counts = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
-    return _table(["notebook", "time", "peak memory", "artefacts"], rows) + f"\n\nMeasured on {', '.join(devices)}, {counts} threads."
+    return _table(["notebook", "time", "peak memory", "artefacts"], rows) + f"\n\nMeasured on {', '.join(devices)}; threads: {counts}."
 
 
 def _parameters():
