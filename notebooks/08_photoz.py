@@ -219,13 +219,15 @@ if "cosmos" in real:
 
 
 def referred():
+    if not len(wrong):
+        return {"none": torch.zeros(1)}
     part = real["cosmos"].of(wrong)
     return redshifts(part.flux, part.flux_err, "pop-cosmos", floor=part.floor, id=part.id, redshift=part.z_spec)
 
 
+again = this.artefact("referred", referred, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
 if len(wrong):
-    there = this.artefact("referred", referred, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data["chi2"]
-    here = seen.data["cosmos pop-cosmos ours chi2"][wrong]
+    there, here = again["chi2"], seen.data["cosmos pop-cosmos ours chi2"][wrong]
     for i, row in enumerate(wrong.tolist()):
         name = real["cosmos"].id[row]
         print(f"{name}: reference z {reference[row]:.3f}, posterior {middle[row]:.2f}, chi2 {there[i]:.0f} and {here[i]:.0f}")
