@@ -184,7 +184,7 @@ class _Mocks:
             flux = likelihood.model_flux(likelihood.photometry(emulator, theta))
             good = flux.isfinite().all(-1)
             if population is None:
-                good &= flux[:, _DETECTED].amax(-1) > likelihood.model_flux(torch.tensor(_FAINTEST))
+                good &= ~faint(flux)
             kept.append((parameters.to_latent(theta[good])[:missing], flux[good][:missing]))
             missing -= len(kept[-1][0])
         self.x, self.flux = (torch.cat(columns) for columns in zip(*kept, strict=True))

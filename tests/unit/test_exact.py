@@ -139,9 +139,13 @@ class Strict(Toy):
         return super().magnitudes(theta)
 
 
+def without_density(net):
+    """The proposal as it is for a prior of closed form."""
+    return proposal.Proposal(net.flow, None, net.softening, net.centre, net.spread)
+
+
 def test_density_of_the_closed_prior_is_that_of_the_prior(guess):
-    net = guess[0]
-    closed = proposal.Proposal(net.flow, None, net.softening, net.centre, net.spread)
+    net, closed = guess[0], without_density(guess[0])
     phi = 20 * torch.eye(16)[0] + 0.7 * torch.randn(50, 16, generator=torch.Generator().manual_seed(9))
     expected = priors.Prospector().log_prob(phi)
     assert torch.allclose(closed.log_prior(phi, parameters.to_theta(phi)), expected.float(), atol=1e-3)
@@ -218,6 +222,6 @@ def test_galaxies_fainter_than_the_mocks_are_named(trial, guess):
     flux[2, 9] *= 2  # 26.25 mag in Ks
     flux[3, 3:10] = torch.nan  # not measured there
     assert proposal.faint(flux).tolist() == [False, True, False, False]
-    net = proposal.Proposal(guess[0].flow, None, guess[0].softening, guess[0].centre, guess[0].spread)
+    net = without_density(guess[0])
     found = inference.fit(flux[:2], trial.flux_err[:2], "prospector", guess=net, emulator=Toy(), floor=0.02, rounds=1, n_draws=8).summary
     assert (found["flags"] & 512).tolist() == [0, 512]
