@@ -1,10 +1,13 @@
-"""The exact engine against ensemble chains that were run until they converged (benchmarks/reference.py): medians and widths agree."""
+"""The exact engine against ensemble chains that were run until they converged (benchmarks/reference.py): medians and widths agree.
+
+Engine and chains share their coordinates and the density in them, so that density is tested by itself: against base noise.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import inference, tables
+from popcosmos_lib import emulator, exact, flows, forward, inference, likelihood, parameters, population, proposal, tables
 
 FOLLOWED = ("z", "log10M_formed", "log10SFR")
 
@@ -35,3 +38,25 @@ def test_intervals_are_as_wide(quantiles):
     found, known, _ = quantiles
     ratio = (found[..., 3] - found[..., 1]) / (known[..., 3] - known[..., 1])
     assert (abs(np.exp(np.log(ratio).mean(0)) - 1) < 0.1).all(), "posteriors of the exact engine must not be too narrow, nor too wide"
+
+
+def test_density_is_likelihood_times_a_unit_normal_in_base_noise():
+    """In the base noise of the population its prior is N(0, I): no density of the model is needed there, nor any Jacobian in its own."""
+    net, law, guess = emulator.load(), population.load(), proposal.load()
+    row, floor = tables.benchmark("reference")["rows"][0], likelihood.fractional_error(0.01, net).expand(26)
+    data = torch.tensor([row["flux"]]), torch.tensor([row["flux_err"]])
+    target = exact.Target(*data, floor, guess, law, net)
+    for w in 0.7 * torch.randn(2, 16, generator=torch.Generator().manual_seed(14)):
+
+        def base(w):
+            phi = guess.decode(w[None, None], target.context, *data, floor, net)[0]
+            return law.to_base(parameters.to_theta(phi[0]))[0]
+
+        with torch.no_grad():
+            log_p, theta = target(w[None, None], torch.tensor([0]))
+            log_p = log_p + population.log_ratio(law, theta, lambda phi, theta=theta: guess.log_prior(phi, theta))
+            u = base(w)
+            magnitude = likelihood.photometry(net, law.from_base(u[None]))
+            log_l = likelihood.log_likelihood(magnitude, *data, floor) - forward.log_passing(magnitude, *data, floor)
+        volume = torch.linalg.slogdet(torch.autograd.functional.jacobian(base, w, vectorize=True).double()).logabsdet
+        assert float(log_p) == pytest.approx(float(log_l + flows.log_normal(u) + volume), abs=0.1)
