@@ -22,6 +22,7 @@ from popcosmos_lib import (
     exact,
     filters,
     forward,
+    importance,
     inference,
     likelihood,
     metrics,
@@ -91,8 +92,18 @@ def summarised(fit):
     return np.stack([np.asarray(fit.summary[f"{name}_q50"]) for name in FOLLOWED], -1)
 
 
+def evidence(flux, flux_err, floor, tools):
+    """ln evidence of one galaxy by importance sampling, the density of the population in place of the flow that stands for it."""
+    target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
+    draws = importance.sample(target, importance.Streams([1]), ess=4000.0)[0]
+    kept, weight = importance.thin(draws.log_weight, 4000, 0.5)
+    theta = draws.extra[kept]
+    flow = lambda phi: tools["guess"].log_prior(phi, theta)  # noqa: E731
+    return draws.log_integral + float((weight.log() + population.log_ratio(tools["population"], theta, flow)).logsumexp(0))
+
+
 def nautilus(flux, flux_err, tools):
-    """nautilus in the base noise of the population, a unit-normal prior in 16 dimensions, galaxy by galaxy."""
+    """Medians of one galaxy by nautilus in the base noise of the population, a unit-normal prior in 16 dimensions, and its evidence."""
     from nautilus import Prior, Sampler
     from scipy.stats import norm
 
@@ -100,26 +111,24 @@ def nautilus(flux, flux_err, tools):
     prior = Prior()
     for i in range(16):
         prior.add_parameter(f"u{i}", dist=norm(0, 1))
-    medians = []
-    for f, e in zip(flux, flux_err, strict=True):
 
-        @torch.no_grad()
-        def log_likelihood(u, f=f, e=e):
-            u = torch.as_tensor(np.asarray(u), dtype=torch.float32)
-            theta = tools["population"].from_base(u)
-            magnitude = likelihood.photometry(tools["emulator"], theta)
-            value = likelihood.log_likelihood(magnitude, f, e, floor) - forward.log_passing(magnitude, f, e, floor)
-            return torch.where(population.inside(theta), value, -1e10).double().numpy()
+    @torch.no_grad()
+    def log_likelihood(u):
+        u = torch.as_tensor(np.asarray(u), dtype=torch.float32)
+        theta = tools["population"].from_base(u)
+        magnitude = likelihood.photometry(tools["emulator"], theta)
+        value = likelihood.log_likelihood(magnitude, flux, flux_err, floor) - forward.log_passing(magnitude, flux, flux_err, floor)
+        return torch.where(population.inside(theta), value, -1e10).double().numpy()
 
-        sampler = Sampler(prior, log_likelihood, n_live=500, pass_dict=False, vectorized=True, seed=1)
-        sampler.run(n_eff=1000, verbose=False)
-        points, log_weight, _ = sampler.posterior()
-        theta = tools["population"].from_base(torch.as_tensor(points, dtype=torch.float32))[None]
-        weight = torch.as_tensor(np.exp(log_weight - log_weight.max()), dtype=torch.float32)
-        weight = (weight / weight.sum())[None]
-        followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
-        medians.append([float(inference.quantiles(values, weight, torch.tensor([0.5]))) for values in followed])
-    return np.array(medians)
+    sampler = Sampler(prior, log_likelihood, n_live=500, pass_dict=False, vectorized=True, seed=1)
+    sampler.run(n_eff=1000, verbose=False)
+    points, log_weight, _ = sampler.posterior()
+    theta = tools["population"].from_base(torch.as_tensor(points, dtype=torch.float32))[None]
+    weight = torch.as_tensor(np.exp(log_weight - log_weight.max()), dtype=torch.float32)
+    weight = (weight / weight.sum())[None]
+    followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
+    medians = [float(inference.quantiles(values, weight, torch.tensor([0.5]))) for values in followed]
+    return np.array([medians]), f"ln evidence {sampler.log_z:.1f}; {evidence(flux, flux_err, floor, tools):.1f} by importance sampling"
 
 
 def without_weights(flux, flux_err, tools):
@@ -158,13 +167,14 @@ def engines(reference, tools):
         except Exception as error:  # whatever stops one engine must not stop the others
             found.append({"engine": name, "missing": reason(error)})
             continue
+        medians, note = medians if isinstance(medians, tuple) else (medians, "")
         n = len(medians)
         apart = (medians - middle[:n]) / width[:n]
         scores = metrics.photoz(torch.tensor(medians[:, 0]).float(), truth[:n])
         distance = {key: float(np.sqrt((apart[:, i] ** 2).mean())) for i, key in enumerate(FOLLOWED)}
         found.append(
             {
-                "engine": name, "missing": None, "seconds": cpu / n, "distance": float(np.sqrt((apart**2).mean())),
+                "engine": name, "missing": None, "note": note, "seconds": cpu / n, "distance": float(np.sqrt((apart**2).mean())),
                 "largest": float(np.abs(apart).max()), "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **distance,
             }
         )  # fmt: skip

@@ -262,7 +262,8 @@ def inference(measured):
             lines.append([row["engine"], *["-"] * 7, row["missing"]])
             continue
         offsets = [f"{row[key]:.2f}" for key in ("z", "log10M_formed", "log10SFR", "largest")]
-        lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}", ""])
+        scores = [f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
+        lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, *scores, row.get("note", "")])
     head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest", "sigma_MAD", "outliers", ""]
     text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, rms over the galaxies, in posterior sigma. "
     return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."

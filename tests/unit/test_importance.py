@@ -1,5 +1,7 @@
 """Importance sampling on targets with known answers, the Pareto tail on known tails, thinning without bias."""
 
+import math
+
 import pytest
 import torch
 
@@ -39,6 +41,8 @@ def test_moments_of_gaussians(gaussians, found):
         assert ((centre - mean).abs() / sd).max() < 0.25, "16 means of 400 effective draws: 5 standard errors"
         assert ((p * (one.w - mean) ** 2).sum(0).sqrt() / sd - 1).abs().max() < 0.15
         assert torch.equal(one.extra, one.w[:, :2])
+        integral = 8 * math.log(2 * math.pi) + 0.5 * torch.logdet(covariance)
+        assert one.log_integral == pytest.approx(float(integral), abs=0.2)
 
 
 def test_draws_do_not_depend_on_the_company(gaussians, found):
