@@ -10,7 +10,7 @@
 # # pop-cosmos in one page: a density of 16 galaxy parameters, calibrated on 26-band photometry
 #
 # A galaxy is 16 numbers. A diffusion model is a density over them; synthesis, an uncertainty model and a selection turn its draws into a
-# catalogue; the distance of that catalogue to the observed one is differentiated back through every step until the two agree.
+# catalogue; the density is moved until that catalogue and the observed one agree.
 #
 # | reads | writes | paper |
 # |---|---|---|
@@ -35,8 +35,8 @@ this.savefig(validation.pipeline(), "pipeline")
 
 # %% [markdown]
 # **Read it.** Along the top, what nature and the telescope do; numbers are the notebooks that build each step. The middle row runs
-# backwards: the distance between model sky and observed catalogue, differentiated with respect to the density. The bottom row is what
-# the density is for.
+# backwards: the density moves until it is the sum of the posteriors of all observed galaxies (the default), or, by gradients through every
+# step, until the two clouds of photometry lie on each other (the papers' way). The bottom row is what the density is for.
 #
 # ## The 16 parameters
 #
@@ -89,7 +89,8 @@ Markdown(tables.TABLES["runtimes"]())
 # %% [markdown]
 # ## What differs from the paper
 # Alsing+24 fig. 2 draws the same loop for FSPS, the COSMOS2020 catalogue and a Sinkhorn distance. Here the stellar populations are
-# BC03-MILES, the default sky is a mock of known truth, and real photometry is one parameter away (notebook 08).
+# BC03-MILES, the comparison is by posteriors unless a distance is asked for (notebook 04), the default sky is a mock of known truth, and
+# real photometry is one parameter away (notebook 08).
 
 # %% tags=["nbval-check-output"]
 this.finish()

@@ -54,7 +54,7 @@ import torch
 
 from popcosmos_lib import calibration, catalog, closure, emulator, hamiltonian, likelihood, parameters, population, priors, run, survey
 from popcosmos_lib.figures import calibration as draw
-from popcosmos_lib.figures import validation
+from popcosmos_lib.figures import validation, with_units
 from popcosmos_lib.tables import benchmark
 
 this = run.start("04_calibration", profile=profile, seed=seed)
@@ -340,7 +340,7 @@ this.savefig(draw.history(ladder, scores["floor"]["sliced_w2"], histories, mean_
 # go astray; expectation-maximisation weighs each galaxy's whole posterior.
 
 # %% tags=["figure"]
-labels = [label + (f" [{unit}]" if unit else "") for label, unit in zip(parameters.LABELS, parameters.UNITS, strict=True)]
+labels = with_units(parameters.LABELS, parameters.UNITS)
 target = (truth.mean(0).numpy(), truth.std(0).numpy()) if known else None
 this.savefig(draw.learning(histories, labels, target), "calibration_learning")
 

@@ -36,7 +36,7 @@ import torch
 
 from popcosmos_lib import calibration as calibrations
 from popcosmos_lib import closure, emulator, filters, metrics, parameters, population, priors, run, survey
-from popcosmos_lib.figures import calibration, validation
+from popcosmos_lib.figures import calibration, validation, with_units
 from popcosmos_lib.figures import survey as survey_figures
 
 this = run.start("05_validation", profile=profile, seed=seed)
@@ -162,7 +162,7 @@ this.report(decided_by_photometry=", ".join(decided))
 assert len(decided) == 2, "26 bands must decide redshift and mass: the posterior draws are too wide, or were not drawn from posteriors"
 
 # %% tags=["figure"]
-labels = [label + (f" [{unit}]" if unit else "") for label, unit in zip(parameters.LABELS, parameters.UNITS, strict=True)]
+labels = with_units(parameters.LABELS, parameters.UNITS)
 clouds = [rows.numpy() for rows in (theta[held], kept["prior"], kept["calibrated"])]
 this.savefig(validation.parameters(*clouds, labels, width.numpy(), closure.CONSTRAINED), "validation_parameters")
 

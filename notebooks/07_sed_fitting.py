@@ -52,7 +52,7 @@ import torch
 from popcosmos_lib import cosmology, emulator, filters, inference, likelihood, metrics, parameters, proposal, run, sps, survey, trials
 from popcosmos_lib.catalog import from_table
 from popcosmos_lib.exact import ESS, KHAT
-from popcosmos_lib.figures import fits
+from popcosmos_lib.figures import fits, with_units
 from popcosmos_lib.igm import transmission
 from popcosmos_lib.misfit import TESTS, UNLIKELY, combined
 from popcosmos_lib.population import Population, log_ratio
@@ -304,7 +304,8 @@ points = {name: values[one][:, columns].numpy() for name, values in with_rates.i
 
 # %% tags=["figure"]
 units = [*parameters.UNITS, "dex(Msun/yr)"]
-axes = [f"{labels[i]}\n[{units[i]}]" if units[i] else labels[i] for i in columns]
+axes = with_units([labels[i] for i in columns], [units[i] for i in columns])
+axes = [label.replace(" [", "\n[") for label in axes]  # the unit on its own line
 this.savefig(fits.corner(points, axes, true_values[one, columns].numpy()), "fit_corner")
 
 # %% [markdown]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from popcosmos_lib import provenance, store
 
-__all__ = ["COLOURS", "DOUBLE", "SINGLE", "declared", "folder", "preview", "save"]
+__all__ = ["COLOURS", "DOUBLE", "SINGLE", "declared", "folder", "preview", "save", "with_units"]
 
 SINGLE = 3.32  # one MNRAS column [in]
 DOUBLE = 6.97  # the text width [in]
@@ -21,7 +21,14 @@ DOUBLE = 6.97  # the text width [in]
 plt.style.use(Path(__file__).resolve().parent.parent / "resources" / "popcosmos.mplstyle")
 COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # Okabe-Ito: blue, vermilion, green, purple, orange, sky, yellow, black
 
+# units of logarithms, as papers write them
+_SYMBOLS = {"dex(Msun)": r"$M_\odot$", "dex(Zsun)": r"$Z_\odot$", "dex(Msun/yr)": r"$M_\odot$ yr$^{-1}$"}
 _METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+
+
+def with_units(labels, units):
+    """Axis labels of quantities and their units, as a list; the unit of a logarithm is that of its argument."""
+    return [f"{label} [{_SYMBOLS.get(unit, unit)}]" if unit else label for label, unit in zip(labels, units, strict=True)]
 
 
 def declared():

@@ -87,7 +87,7 @@ def spectrum(wave, flux, bands, measured, predicted):
     colour = _COLOUR["pop-cosmos"]
     top.fill_between(wave, flux[0], flux[2], color=colour, alpha=0.35, lw=0)
     top.plot(wave, flux[1], color=colour, lw=0.7)
-    width = 0.022 * bands
+    width = 0.04 * bands  # wider than the marks of what was measured, which lie on top
     box = {"widths": width, "positions": bands, "manage_ticks": False, "showfliers": False, "whis": (2.3, 97.7), "medianprops": {"lw": 0}}
     top.boxplot(predicted, boxprops={"color": figures.COLOURS[0], "lw": 0.8}, whiskerprops={"lw": 0}, capprops={"lw": 0}, **box)
     style = {"fmt": "o", "ms": 3, "color": "k", "lw": 0.8}

@@ -72,8 +72,8 @@ def bands(curves, wave, magnitudes, labels):
         label = filters.SHORT[i]
         upright = ax is broad or label.startswith("NB")
         height = 1.95 if label.startswith("NB") else 1.08
-        style = {} if upright else {"rotation": 90}
-        ax.text(curves.effective[i] / 1e4, height, label, ha="center", va="bottom", fontsize=6, **style)
+        side = {"NB711": "right", "NB816": "left"}.get(label, "center")
+        ax.text(curves.effective[i] / 1e4, height, label, ha=side, va="bottom", fontsize=6, rotation=0 if upright else 90)
     for ax, top_limit, name in ((broad, 1.4, "broad"), (narrow, 2.35, "medium, narrow")):
         ax.set(ylim=(0, top_limit), ylabel="response", yticks=[0, 0.5, 1])
         ax.text(0.995, 0.93, name, transform=ax.transAxes, ha="right", va="top", fontsize=7)

@@ -250,13 +250,13 @@ _BOXES = {  # id: (x, y, text, colour)
     "theta": (0.9, 3.3, "16 parameters\n$\\theta$", 4), "sps": (3.0, 3.3, "stars, gas, dust,\nAGN, IGM", 5),
     "emulator": (5.1, 3.3, "26 magnitudes\n(emulated)", 5), "noise": (7.2, 3.3, "zero points,\nerrors, noise", 2),
     "cut": (9.2, 3.3, "selection\n$r<25$", 2), "population": (0.9, 1.75, "score-based\ndiffusion $p(\\theta)$", 1),
-    "distance": (7.2, 1.75, "transport\ndistance", 1), "sky": (9.2, 1.75, "observed\ncatalogue", 7),
+    "distance": (7.2, 1.75, "posteriors, or\ntransport distance", 1), "sky": (9.2, 1.75, "observed\ncatalogue", 7),
     "nz": (0.9, 0.2, "n(z), population\nrelations, mocks", 0), "fit": (5.1, 0.2, "SED fits and\nphotometric $z$", 0),
 }  # fmt: skip
 _ARROWS = [  # from, to, label, place of the label along the arrow
     ("population", "theta", "draw", 0.5), ("theta", "sps", "01", 0.5), ("sps", "emulator", "02", 0.5), ("emulator", "noise", "03", 0.5),
     ("noise", "cut", "03", 0.5), ("cut", "distance", "model sky", 0.42), ("sky", "distance", "", 0.5), ("sky", "fit", "data", 0.5),
-    ("distance", "population", "gradients through every step  04", 0.67), ("population", "nz", "05, 06, 09-11", 0.5),
+    ("distance", "population", "calibration  04", 0.67), ("population", "nz", "05, 06, 09-11", 0.5),
     ("population", "fit", "prior", 0.55), ("emulator", "fit", "likelihood  07, 08", 0.72),
 ]  # fmt: skip
 
