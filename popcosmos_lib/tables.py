@@ -294,7 +294,9 @@ def catalogue(measured):
         lines.append([name, _rounded(larger), _rounded(larger / 1000 / 24), f"{row['bytes'] * n / 1e9:,.1f} GB"])
     text += _table(["would be", "core hours", "days of 1,000 cores", "output"], lines)
     text += "\n\nIf those galaxies cost what these do (26 bands, r < 25), cores are like these and all busy; galaxies do not wait for one "
-    return text + f"another. {row['runs']} runs, one after the other; measured on {_where(measured)}, one thread a worker."
+    runs = "One run" if row["runs"] == 1 else f"{row['runs']} runs, one after the other"
+    text += "another. The fit allows for the errors of real photometry, at least 3 %, which the mock does not have. "
+    return text + f"{runs}; measured on {_where(measured)}, one thread a worker."
 
 
 def codes(measured):
