@@ -92,6 +92,7 @@ def summarised(fit):
     return np.stack([np.asarray(fit.summary[f"{name}_q50"]) for name in FOLLOWED], -1)
 
 
+@torch.no_grad()
 def evidence(flux, flux_err, floor, tools):
     """ln evidence of one galaxy by importance sampling, the density of the population in place of the flow that stands for it."""
     target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
