@@ -93,8 +93,9 @@ def summarised(fit):
 
 
 @torch.no_grad()
-def evidence(flux, flux_err, floor, tools):
+def evidence(flux, flux_err, tools):
     """ln evidence of one galaxy by importance sampling, the density of the population in place of the flow that stands for it."""
+    floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
     target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
     draws = importance.sample(target, importance.Streams([1]), ess=4000.0)[0]
     kept, weight = importance.thin(draws.log_weight, 4000, 0.5)
@@ -104,7 +105,7 @@ def evidence(flux, flux_err, floor, tools):
 
 
 def nautilus(flux, flux_err, tools):
-    """Medians of one galaxy by nautilus in the base noise of the population, a unit-normal prior in 16 dimensions, and its evidence."""
+    """Medians and ln evidence of one galaxy by nautilus, in the base noise of the population: a unit-normal prior in 16 dimensions."""
     from nautilus import Prior, Sampler
     from scipy.stats import norm
 
@@ -129,7 +130,7 @@ def nautilus(flux, flux_err, tools):
     weight = (weight / weight.sum())[None]
     followed = parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)
     medians = [float(inference.quantiles(values, weight, torch.tensor([0.5]))) for values in followed]
-    return np.array([medians]), f"ln evidence {sampler.log_z:.1f}; {evidence(flux, flux_err, floor, tools):.1f} by importance sampling"
+    return np.array([medians]), sampler.log_z
 
 
 def without_weights(flux, flux_err, tools):
@@ -150,10 +151,10 @@ def engines(reference, tools):
     truth = torch.tensor([row["truth"] for row in rows])[:, parameters.INDEX["z"]]
     q = np.array([[row["quantiles"][name] for name in FOLLOWED] for row in rows])  # (n, 3, 5)
     middle, width = q[..., 2], (q[..., 3] - q[..., 1]) / 2
-    fit = lambda **options: lambda: summarised(inference.fit(flux, flux_err, floor=FLOOR, **(tools | options)))  # noqa: E731
+    fit = lambda **options: lambda: (summarised(inference.fit(flux, flux_err, floor=FLOOR, **(tools | options))), None)  # noqa: E731
     ensemble = {"engine": "ensemble", "n_walkers": 64}
     makers = {
-        "proposal alone": lambda: without_weights(flux, flux_err, tools),
+        "proposal alone": lambda: (without_weights(flux, flux_err, tools), None),
         "exact": fit(),
         "exact, 5 x the draws": fit(ess=2000.0, n_draws=2000),
         "ensemble, 600 steps": fit(**ensemble, n_steps=600),
@@ -164,11 +165,13 @@ def engines(reference, tools):
     found = []
     for name, make in makers.items():
         try:
-            medians, cpu = timed(make)
+            (medians, log_z), cpu = timed(make)
         except Exception as error:  # whatever stops one engine must not stop the others
             found.append({"engine": name, "missing": reason(error)})
             continue
-        medians, note = medians if isinstance(medians, tuple) else (medians, "")
+        note = ""
+        if log_z is not None:
+            note = f"ln evidence {log_z:.1f}; {evidence(flux[:1], flux_err[:1], tools):.1f} by importance sampling"
         n = len(medians)
         apart = (medians - middle[:n]) / width[:n]
         scores = metrics.photoz(torch.tensor(medians[:, 0]).float(), truth[:n])

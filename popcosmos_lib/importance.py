@@ -282,15 +282,15 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
         w, extra = [*w, new], [*extra, kept]
         target, density = [*target, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf)], [*density, own]
         log_weight = _joined(torch.cat(target, 1) - torch.cat(density, 1))
-        integral = log_weight.logsumexp(-1)
-        log_weight = log_weight.masked_fill((log_weight.amax(-1) == -torch.inf)[:, None], 0.0)  # nothing allowed yet: look wider
-        smoothed, tail = pareto_smooth(log_weight)
+        nothing = (log_weight.amax(-1) == -torch.inf)[:, None]  # yet allowed: look wider
+        smoothed, tail = pareto_smooth(log_weight.masked_fill(nothing, 0.0))
         enough = effective(smoothed)
         over = (enough.cpu() >= needed[active]) & (tail.cpu() < khat) | (i == rounds - 1)
         for j in over.nonzero()[:, 0].tolist():
             rows = slice(_FOLDS * j, _FOLDS * (j + 1))
             everything, values = (torch.cat([x[rows] for x in kinds], 1).flatten(0, 1) for kinds in (w, extra))
-            found[active[j]] = Draws(everything, values, smoothed[j], float(enough[j]), float(tail[j]), float(integral[j]), i + 1)
+            integral = float(log_weight[j].logsumexp(-1))
+            found[active[j]] = Draws(everything, values, smoothed[j], float(enough[j]), float(tail[j]), integral, i + 1)
         if count and over.any():
             counted = count(active[over], [found[j] for j in active[over]])
             needed[active[over]] = enough.cpu()[over] * ess / counted.clamp_min(1.0)
