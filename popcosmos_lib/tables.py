@@ -9,6 +9,7 @@ import re
 from functools import partial
 from statistics import median
 
+from popcosmos_lib import closure as tests
 from popcosmos_lib import data, figures, notebook, store
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "benchmark",
     "catalogue",
     "choices",
+    "closure",
     "codes",
     "engines",
     "inference",
@@ -323,6 +325,29 @@ def codes(measured):
     return f"{_table(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
+def closure(measured):
+    """The published populations against a large sky of known truth, as a table: every test that has a bar.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("closure")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    scores = {row["population"]: row for row in measured["rows"]}
+    lines = []
+    for row in tests.table(scores):
+        if row["verdict"]:
+            limits = [f"{row[name]:g}" for name in ("bar", "goal")]
+            lines.append([row["test"], row["unit"], *limits, *(f"{row[name]:.3f}" for name in scores), row["verdict"]])
+    text = _table(["test", "unit", "bar", "goal", *scores, "calibrated reaches"], lines)
+    return f"{text}\n\n{measured['n']:,} galaxies with r < 25 on either side. Measured on {_where(measured)}."
+
+
 def release(measured):
     """The released networks at once against a loop over bands, the bound from their arithmetic, and the cost of the flux errors.
 
@@ -371,4 +396,4 @@ def _measured(table):
 
 
 TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
-TABLES |= {table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue)}
+TABLES |= {table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue, closure)}
