@@ -26,7 +26,7 @@ weights: str = "published"   # emulator of notebook 02: published or trained
 calibrated: str = "published"  # populations and flux errors of notebooks 03 and 04: published (of the full profile) or trained
 n_galaxies: int = 20_000     # galaxies drawn from each model
 slack: float = 1.0           # factor on the bars of closure.BARS, which are for populations of full: smoke trains less
-ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble, whose members learned from resampled galaxies
+ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble: its mass at z > 1 sits on the bar, so chance decides
 min_gain: float = 3.0        # sliced W2 of the broad prior over that of the calibrated model, at least
 min_start_gain: float = 1.0  # the same of the start over that of the calibrated model
 
@@ -38,6 +38,7 @@ from popcosmos_lib import calibration as calibrations
 from popcosmos_lib import closure, emulator, filters, metrics, parameters, population, priors, run, survey
 from popcosmos_lib.figures import calibration, validation, with_units
 from popcosmos_lib.figures import survey as survey_figures
+from popcosmos_lib.tables import benchmark
 
 this = run.start("05_validation", profile=profile, seed=seed)
 mock = this.read("mock").data
@@ -138,6 +139,28 @@ this.savefig(calibration.closure(closure.BARS, shown), "validation_closure")
 # **Read it.** Left of the line is within the bar of the published model, left of the tick is the goal; inside the grey, a model cannot be
 # told from another sample of the same sky, and where the grey crosses the line the held-out sky is too small for the bar. On the right
 # are distances without a bar: there the prior may decide, as the next figure says.
+#
+# ## The same on a larger sky
+#
+# Much of what is left is chance: the floor. `benchmarks/closure.py` holds the published populations against several times as many galaxies,
+# of a sky drawn afresh; the table is its committed result.
+
+# %%
+large = {row["population"]: row for row in benchmark("closure")["rows"]}
+print(f"{large['calibrated']['n']} galaxies with r < 25 on either side")
+closure.table(large).pprint(max_lines=-1, max_width=-1)
+
+# %%
+distant = {name: rows[parameters.column(rows, "z") > 1] for name, rows in (("sky", theta[held]), ("calibrated", kept["calibrated"]))}
+for name in ("log10M_formed", "log10SFR_ratio6"):
+    middle = {whose: float(parameters.column(rows, name).median()) for whose, rows in distant.items()}
+    this.report(**{f"median_{name}_at_z_above_1": ", ".join(f"{whose} {value:.2f}" for whose, value in middle.items())})
+worst = closure.verdicts(large["calibrated"], slack=ensemble_slack)
+assert "missed" not in worst.values(), "on the larger sky a published population is further from a bar than chance: rerun its benchmark"
+
+# %% [markdown]
+# Colours reach their goal there. Mass at z > 1 sits on its bar, for every population: stars of the first seventh of a galaxy's life hide
+# behind the younger ones, so their share, the sixth ratio, stays where the prior had it and formed masses come out too large.
 
 # %% [markdown]
 # ## What photometry does not say
@@ -250,8 +273,8 @@ this.savefig(validation.components(test.variance.numpy(), test.vectors.numpy(), 
 #   that they calibrated on.
 # - Thorp+25 list KS per component for Ch1 < 26 (0.100, 0.044, 0.059, 0.057, 0.021, 0.039); here r < 25 of another sky. Sliced W2, the
 #   classifier, redshifts and parameters are our additions: they need a truth.
-# - The published population has to meet the bars as they are. The mixture of its ensemble may be a fifth further from the perfect score:
-#   its masses at z > 1 miss the bar. What smoke trains is given a `slack` of several.
+# - The published population has to meet the bars as they are, the mixture of its ensemble those a fifth wider, see mass at z > 1. What
+#   smoke trains is given a `slack` of several.
 
 # %% tags=["nbval-check-output"]
 this.finish()

@@ -186,11 +186,11 @@ digests = {item.name: item.sha256 for item in inputs} | {name: sha256(file) for 
 seen = this.artefact("sky", observed, version=6, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
 
 # %%
-panels = {f"mock, {name} prior": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
-scored, bright = {f"mock, {name} prior": s for name, s in score.items()}, {}
+panels = {f"mock, {fits.LABEL[name]}": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
+scored, bright = {f"mock, {fits.LABEL[name]}": s for name, s in score.items()}, {}
 for (name, prior, engine), sample in jobs.items():
     values, w = (seen.data[f"{name} {prior} {engine} {key}"] for key in ("z", "weight"))
-    q, title = inference.quantiles(values, w, percent), f"{name}, {prior} prior" + (", public emulator" if engine == "public" else "")
+    q, title = inference.quantiles(values, w, percent), f"{name}, {fits.LABEL[prior]}" + (", public emulator" if engine == "public" else "")
     scored[title] = metrics.photoz(q[1], sample.z_spec)
     flags = seen.data[f"{name} {prior} {engine} flags"]
     within = metrics.pit(values, sample.z_spec, w)
@@ -282,8 +282,9 @@ note = {name: f"$\\sigma_\\mathrm{{MAD}}$ = {scored[name]['sigma_mad']:.3f}\nout
 this.savefig(fits.redshift_scatter(panels, note), "photoz_scatter")
 
 # %% [markdown]
-# **Read it.** Bars are 68 % intervals, the grey wedge is |dz| < 0.15 (1 + z). Most outliers have long bars or two modes: the
-# posterior knows. An outlier with a short bar is a failure of the model, or of the reference redshift.
+# **Read it.** Bars are 68 % intervals, the grey wedge is |dz| < 0.15 (1 + z); the strips below enlarge the residuals, and what lies beyond
+# one sits on its edge. Most outliers have long bars or two modes: the posterior knows. An outlier with a short bar is a failure of the
+# model, or of the reference redshift.
 
 # %% tags=["figure"]
 seen_r = r.isfinite()

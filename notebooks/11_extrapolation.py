@@ -99,16 +99,17 @@ predicted = {name: values.sum() / (~inside).sum() for name, values in weight.ite
 # %% [markdown]
 # ## Going on regardless: fainter galaxies as dimmer copies
 #
-# Further out one must assume something. The simplest: the model's galaxies with 24 < r < 25, one, two and three magnitudes fainter (mass
-# lower by 0.4 dex each), as many as the growth of its own counts from 23 < r < 24 to 24 < r < 25 continued.
+# Further out one must assume something. The simplest: the model's galaxies with 24 < r < 25, up to four magnitudes fainter (mass lower by
+# 0.4 dex a magnitude), as many as the growth of its own counts from 23 < r < 24 to 24 < r < 25 continued.
 
 # %%
 r = filters.SHORT.index("r")
 r_model = filters.magnitude_from_flux(seen["model"].flux_true[:, r])
 growth = float(((r_model > 24) & (r_model < 25)).sum() / ((r_model > 23) & (r_model < 24)).sum())
 last = (r_model > 24) & (r_model < 25)
-copies = theta["model"][last].repeat(3, 1)
-fainter = torch.arange(1, 4).repeat_interleave(int(last.sum()))
+copies = theta["model"][last].repeat(4, 1)
+fainter = torch.arange(4)[:, None] + torch.rand(4, int(last.sum()), generator=this.generator("fainter"))  # [mag], one in each magnitude
+fainter = fainter.flatten()
 copies[:, 0] -= 0.4 * fainter
 with torch.no_grad():
     dimmed = forward(copies, forward.draws(len(copies), this.generator("copies")))

@@ -11,10 +11,10 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from popcosmos_lib import figures
 
-__all__ = ["corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
+__all__ = ["LABEL", "corner", "cost", "coverage", "ranks", "redshift_scatter", "redshift_scores", "spectrum", "trust"]
 
 _COLOUR = {"pop-cosmos": figures.COLOURS[1], "prospector": figures.COLOURS[0]}
-_LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
+LABEL = {"pop-cosmos": "pop-cosmos prior", "prospector": "Prospector-like prior"}
 _MARKER = {"pop-cosmos": "o", "prospector": "s"}
 _TRUTH = "0.35"
 
@@ -55,7 +55,7 @@ def corner(draws, labels, truth):
             axes[i, j].minorticks_off()
             if j < i:
                 axes[i, j].axhline(truth[i], color=_TRUTH, lw=0.8, ls="--")
-    handles = [Line2D([], [], color=_COLOUR[name], label=_LABEL[name]) for name in draws]
+    handles = [Line2D([], [], color=_COLOUR[name], label=LABEL[name]) for name in draws]
     handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
     fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
     fig.subplots_adjust(left=0.11, bottom=0.11, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
@@ -135,7 +135,7 @@ def coverage(labels, inside, n, low, high, expected=0.68):
     axis.axhspan(low / n, high / n, color="0.88", lw=0)
     axis.axhline(expected, color="0.6", lw=0.8)
     for (name, count), shift in zip(inside.items(), (-0.12, 0.12), strict=False):
-        axis.plot(np.arange(len(labels)) + shift, count / n, _MARKER[name], color=_COLOUR[name], label=_LABEL[name], ms=4)
+        axis.plot(np.arange(len(labels)) + shift, count / n, _MARKER[name], color=_COLOUR[name], label=LABEL[name], ms=4)
     axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", which="minor", bottom=False, top=False)
     axis.set(ylabel="truths inside the 68 % interval", ylim=(0, 1.0), xlim=(-0.6, len(labels) - 0.4))
@@ -242,7 +242,7 @@ def cost(rows, bar):
 
 
 def redshift_scatter(panels, note):
-    """Photometric against reference redshifts, one panel a sample, at most three in a row.
+    """Photometric against reference redshifts, one panel a sample, at most three in a row, and below each its residuals, larger.
 
     Parameters
     ----------
@@ -254,24 +254,34 @@ def redshift_scatter(panels, note):
     Returns
     -------
     Figure
-        Double width.
+        Double width. Residuals beyond a strip, five times what holds 68 % of them, lie on its edge.
     """
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(figures.DOUBLE, 7.5 / columns * rows), squeeze=False)
-    for axis, (title, (prior, z, (low, middle, high))) in zip(axes.flat, panels.items(), strict=False):
+    size = figures.DOUBLE, 9.5 / columns * rows
+    fig, axes = plt.subplots(2 * rows, columns, figsize=size, height_ratios=[4, 1] * rows, squeeze=False)
+    pairs = [axes[2 * row : 2 * row + 2, column] for row in range(rows) for column in range(columns)]
+    for (axis, strip), (title, (prior, z, (low, middle, high))) in zip(pairs, panels.items(), strict=False):
+        style = {"fmt": _MARKER[prior], "ms": 2, "color": _COLOUR[prior], "elinewidth": 0.5, "alpha": 0.7}
         top = 1.08 * max(z.max(), middle.max())
         line = np.linspace(0, top, 200)
         axis.fill_between(line, line - 0.15 * (1 + line), line + 0.15 * (1 + line), color="0.92", lw=0)
         axis.plot(line, line, color="0.6", lw=0.8)
-        error = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
-        axis.errorbar(z, middle, error, fmt=_MARKER[prior], ms=2, color=_COLOUR[prior], elinewidth=0.5, alpha=0.7)
+        error = np.array([np.maximum(middle - low, 0), np.maximum(high - middle, 0)])
+        axis.errorbar(z, middle, error, **style)
         axis.text(0.04, 0.96, f"{title}\n{note[title]}", transform=axis.transAxes, va="top", fontsize=6)
-        axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
+        axis.set(xlim=(0, top), ylim=(0, top), xticklabels=[])
+        residual = (middle - z) / (1 + z)
+        edge = min(0.15, 5 * np.quantile(np.abs(residual), 0.68))
+        strip.axhline(0, color="0.6", lw=0.8)
+        strip.errorbar(z, residual.clip(-edge, edge), error / (1 + z), **style)
+        strip.set(xlim=(0, top), ylim=(-1.1 * edge, 1.1 * edge))
+    for axis, strip in pairs[len(panels) :]:
+        axis.axis("off"), strip.axis("off")
+    for axis, strip in pairs[::columns]:
+        axis.set_ylabel("photometric redshift")
+        strip.set_ylabel(r"$\Delta z/(1+z)$")
     fig.supxlabel("reference redshift", fontsize=9)
-    fig.supylabel("photometric redshift", fontsize=9)
     return fig
 
 
@@ -301,7 +311,7 @@ def redshift_scores(pit, magnitude, error, width):
     centre = [np.median(magnitude[(magnitude >= a) & (magnitude <= b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     for name, values in pit.items():
         ordered = np.searchsorted(np.sort(values), p, side="right") / n
-        left.plot(p, ordered - p, color=_COLOUR[name], label=_LABEL[name])
+        left.plot(p, ordered - p, color=_COLOUR[name], label=LABEL[name])
         right.plot(magnitude, error[name].clip(2e-4), _MARKER[name], ms=2, alpha=0.5, color=_COLOUR[name])
         running = [np.median(width[name][(magnitude >= a) & (magnitude <= b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         right.plot(centre, running, color=_COLOUR[name], lw=1.5)

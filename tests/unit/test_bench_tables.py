@@ -3,12 +3,13 @@
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import filters, tables
+from popcosmos_lib import closure, emulator, filters, population, survey, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +84,7 @@ def test_the_loop_is_shown_beside_all_bands_at_once():
 
 
 def test_what_was_never_measured_is_said(home):
-    assert all(f"benchmarks/{name}.py" in tables.TABLES[name]() for name in ("agreement", "release", "catalogue"))
+    assert all(f"benchmarks/{name}.py" in tables.TABLES[name]() for name in ("agreement", "release", "catalogue", "closure"))
 
 
 def test_the_committed_agreement_is_within_its_bars():
@@ -101,6 +102,31 @@ def test_the_committed_rates_are_whole():
     result = committed("release")
     assert result["missing"] is None and [row["batch"] for row in result["rows"]] == [1, 10, 100, 1000, 4000]
     assert result["apart"] < 1e-4 and all(value > 0 for row in result["rows"] for value in row.values())
+
+
+def test_a_population_is_seen_as_often_as_asked(monkeypatch):
+    bench = script("closure")
+    monkeypatch.setattr(bench, "BATCH", 50)
+    theta = population.load().sample(50, torch.Generator().manual_seed(1))
+    dim = theta.clone()
+    dim[::2, 0] -= 4.0  # ten magnitudes fainter: half of them fail
+    law = SimpleNamespace(sample=lambda n, generator: dim[:n])
+    forward = population.ForwardModel(emulator.load(), survey.load())
+    flux, found = bench.seen(law, 60, forward, torch.Generator().manual_seed(2))
+    assert flux.shape == (60, 26) and found.shape == (60, 16)
+    assert survey.select(flux, population.SELECTION).all() and torch.isin(found[:, 0], theta[1::2, 0]).all(), "only what passes is kept"
+
+
+def test_the_published_populations_are_within_their_bars_on_a_large_sky():
+    result = committed("closure")
+    rows = {row["population"]: row for row in result["rows"]}
+    assert list(rows) == ["floor", "prior", "broad start", "ensemble", "calibrated"] and result["n"] > 40_000
+    for name in ("ensemble", "calibrated"):
+        found = closure.verdicts(rows[name])
+        assert [test for test, verdict in found.items() if verdict == "missed"] in ([], ["mass"]), "mass at z > 1 is on its bar"
+        assert "missed" not in closure.verdicts(rows[name], slack=1.1).values()
+    table = tables.closure(result)
+    assert table.count("| missed |") <= 1 and "broad start" in table and f"{result['n']:,} galaxies" in table
 
 
 def test_table_of_inference_shows_what_is_missing_and_what_is_missed():
