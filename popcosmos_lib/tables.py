@@ -13,20 +13,9 @@ from popcosmos_lib import closure as tests
 from popcosmos_lib import data, figures, notebook, store
 
 __all__ = [
-    "PAGES",
-    "TABLES",
-    "agreement",
-    "benchmark",
-    "catalogue",
-    "choices",
-    "closure",
-    "codes",
-    "engines",
-    "inference",
-    "release",
-    "update",
+    "PAGES", "TABLES", "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "release", "update",
     "updated",
-]
+]  # fmt: skip
 
 PAGES = ["README.md", "REPRODUCING.md"]
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
@@ -396,4 +385,6 @@ def _measured(table):
 
 
 TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
-TABLES |= {table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue, closure)}
+TABLES |= {
+    table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue, closure)
+}
