@@ -26,7 +26,7 @@ weights: str = "published"   # emulator of notebook 02: published or trained
 calibrated: str = "published"  # populations and flux errors of notebooks 03 and 04: published (of the full profile) or trained
 n_galaxies: int = 20_000     # galaxies drawn from each model
 slack: float = 1.0           # factor on the bars of closure.BARS, which are for populations of full: smoke trains less
-ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble: its mass at z > 1 sits on the bar, so chance decides
+ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble: mass at z > 1 is close to the bar, so chance decides
 min_gain: float = 3.0        # sliced W2 of the broad prior over that of the calibrated model, at least
 min_start_gain: float = 1.0  # the same of the start over that of the calibrated model
 
@@ -155,12 +155,11 @@ distant = {name: rows[parameters.column(rows, "z") > 1] for name, rows in (("sky
 for name in ("log10M_formed", "log10SFR_ratio6"):
     middle = {whose: float(parameters.column(rows, name).median()) for whose, rows in distant.items()}
     this.report(**{f"median_{name}_at_z_above_1": ", ".join(f"{whose} {value:.2f}" for whose, value in middle.items())})
-worst = closure.verdicts(large["calibrated"], slack=ensemble_slack)
-assert "missed" not in worst.values(), "on the larger sky a published population is further from a bar than chance: rerun its benchmark"
+assert "missed" not in closure.verdicts(large["calibrated"]).values(), "the published population misses a bar on the larger sky"
 
 # %% [markdown]
-# Colours reach their goal there. Mass at z > 1 sits on its bar, for every population: stars of the first seventh of a galaxy's life hide
-# behind the younger ones, so their share, the sixth ratio, stays where the prior had it and formed masses come out too large.
+# Mass at z > 1 stays close to its bar there too: stars of the first seventh of a galaxy's life hide behind the younger ones, so their
+# share, the sixth ratio, stays where the prior had it, and formed masses come out too large.
 
 # %% [markdown]
 # ## What photometry does not say
