@@ -3,7 +3,7 @@
     python benchmarks/closure.py [FILE] [N]
 
 N (1,200,000) galaxies of the literature universe are synthesised directly and observed; some 9 in 100 pass r < 25. One half is the truth,
-the other says what two samples of one sky show by chance. The scores are those of notebook 05, whose sky has a twelfth of the galaxies.
+the other says what two samples of one sky show by chance. The scores are those of notebook 05, whose sky has a sixth of the galaxies.
 Writes FILE (benchmarks/results/closure.json), which README and notebook 05 read.
 """
 
