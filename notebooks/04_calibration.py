@@ -371,7 +371,7 @@ this.savefig(validation.parameters(*clouds, labels, width, closure.CONSTRAINED, 
 
 # %% tags=["figure"]
 chosen = [parameters.INDEX[name] for name in ("z", "log10M_formed", "log10Z", "log10SFR_ratio2", "dust2", "dust_index")]
-names = with_units(*([column[i] for i in chosen] for column in (parameters.LABELS, parameters.UNITS)), between="\n")
+names = [labels[i].replace(" [", "\n[") for i in chosen]  # the unit on its own line
 this.savefig(draw.corner(clouds[0][:, chosen], kept[objective].numpy()[:, chosen], names), "calibration_corner")
 
 # %% [markdown]
