@@ -9,8 +9,8 @@ import re
 from functools import partial
 from statistics import median
 
-from popcosmos_lib import closure as tests
 from popcosmos_lib import data, figures, notebook, store
+from popcosmos_lib.closure import table as closure_table
 
 __all__ = [
     "PAGES", "TABLES", "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "release", "update",
@@ -329,7 +329,7 @@ def closure(measured):
     """
     scores = {row["population"]: row for row in measured["rows"]}
     lines = []
-    for row in tests.table(scores):
+    for row in closure_table(scores):
         if row["verdict"]:
             limits = [f"{row[name]:g}" for name in ("bar", "goal")]
             lines.append([row["test"], row["unit"], *limits, *(f"{row[name]:.3f}" for name in scores), row["verdict"]])
