@@ -4,11 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from popcosmos_lib import notebook
-
 
 def _run(options):
-    from popcosmos_lib import driver
+    from popcosmos_lib import driver, notebook
 
     name = Path(options.notebook).stem
     if not notebook.path(name).exists():

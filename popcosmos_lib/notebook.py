@@ -1,6 +1,7 @@
 """Notebooks as text: their parameters, checked before anything runs, and executed copies that two runs write alike.
 
-The sources are ``notebooks/NN_name.py`` (py:percent); jupytext reads them, nothing here executes them.
+The sources are ``notebooks/NN_name.py`` (py:percent); jupytext reads them, nothing here executes them. It and nbformat are imported where
+they are needed: they take two seconds, and every kernel asks for its parameters.
 """
 
 import ast
@@ -8,8 +9,6 @@ import difflib
 import re
 from dataclasses import dataclass
 
-import jupytext
-import nbformat
 import yaml
 
 from popcosmos_lib import store
@@ -18,6 +17,7 @@ __all__ = ["Parameter", "checked", "injected", "names", "normalised", "overrides
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 _FROM_TEXT = {"bool": {"true": True, "True": True, "false": False, "False": False}.__getitem__, "int": int, "float": float}
+_PARAMETERS = re.compile(r'^# %% tags=\["parameters"\]\n(.*?)(?=^# %%|\Z)', re.M | re.S)  # code cells are text as it is
 _MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|opt|Users|private)/[\w./-]*|[\w./-]*site-packages[\w./-]*")
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -47,6 +47,9 @@ def path(name):
 
 def read(source):
     """A notebook from its text, with ids ``cell-00`` and so on instead of random ones."""
+    import jupytext
+    import nbformat
+
     document = jupytext.read(source, fmt="py:percent")
     for i, cell in enumerate(document.cells):
         cell["id"] = f"cell-{i:02d}"
@@ -72,9 +75,9 @@ def parameters(source):
     ValueError
         If there is not exactly one parameters cell, or a line of it is not ``name: type = literal``.
     """
-    cells = [cell.source for cell in read(source).cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = _PARAMETERS.findall(source.read_text())
     if len(cells) != 1:
-        raise ValueError(f"{source.name} needs exactly one cell tagged 'parameters'; it has {len(cells)}")
+        raise ValueError(f'{source.name} needs exactly one cell `# %% tags=["parameters"]`; it has {len(cells)}')
     lines, found = cells[0].splitlines(), []
     for statement in ast.parse(cells[0]).body:
         text = ast.unparse(statement)
@@ -174,6 +177,8 @@ def normalised(document, *, images=True):
     -------
     NotebookNode
     """
+    import nbformat
+
     document = nbformat.from_dict(document)
     document.metadata = nbformat.from_dict(_METADATA)
     count = 0
@@ -228,6 +233,6 @@ def _quiet(output, count, images):
     if output.output_type == "execute_result":
         output.execution_count = count
     if output.output_type in ("display_data", "execute_result"):
-        output.metadata = nbformat.from_dict({})
+        output.metadata = type(output.metadata)()
         output.data = {kind: value for kind, value in output.data.items() if images or not kind.startswith("image/")}
     return output
