@@ -14,7 +14,7 @@ RUN := $(PYTHON) -m popcosmos_lib
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help setup data figures notebooks test replay check lint refs copies tables lab bench clean $(NB)
+.PHONY: help setup data figures notebooks test replay unit physics lint refs copies tables lab bench clean $(NB)
 
 include notebooks/deps.mk
 
@@ -56,14 +56,17 @@ ifeq ($(PROFILE),fast)
 	$(RUN) tables
 endif
 
-test: lint ## lint, then both halves below at once
-	@$(MAKE) --no-print-directory -j2 --output-sync=target replay check
+test: lint ## lint, then the three parts below, two at a time
+	@$(MAKE) --no-print-directory -j2 --output-sync=target replay unit physics
 
 replay: $(READY) ## notebook tests, and the smoke run of every notebook against its reference
 	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider tests/notebooks
 
-check: $(READY) ## unit and physics tests
-	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -p no:cacheprovider tests/unit tests/physics
+unit: $(READY) ## tests of each module
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -p no:cacheprovider tests/unit
+
+physics: $(READY) ## tests of what must be true of galaxies, against other codes and real data too
+	$(TEST_ENVIRONMENT) $(PYTHON) -m pytest -p no:cacheprovider tests/physics
 
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=
 

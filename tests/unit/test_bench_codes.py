@@ -92,12 +92,12 @@ def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
 
 def test_time_of_an_earlier_run_counts(tmp_path):
     catalogue = script("catalogue")
-    first = catalogue.watched(["data"], tmp_path / "log.json")
-    second = catalogue.watched(["data"], tmp_path / "log.json", workers=3)
-    assert first["runs"] == 1 and second["runs"] == 2 and second["wall_s"] > first["wall_s"] > 0.1
+    first = catalogue.watched(["--help"], tmp_path / "log.json")
+    second = catalogue.watched(["--help"], tmp_path / "log.json", workers=3)
+    assert first["runs"] == 1 and second["runs"] == 2 and second["wall_s"] > first["wall_s"] > 0
     assert second["core_s"] == pytest.approx(first["wall_s"] + 3 * (second["wall_s"] - first["wall_s"]))
     with pytest.raises(SystemExit):
-        catalogue.watched(["fit", "nowhere.fits", "--out", "x.parquet"], tmp_path / "log.json")
+        catalogue.watched(["fti"], tmp_path / "log.json")
 
 
 def test_larger_catalogues_are_extrapolated_by_core_hours():

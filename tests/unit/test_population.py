@@ -129,33 +129,38 @@ def test_chance_of_selection_matches_the_frequency(rng):
     assert (chance - passed.float().mean(0)).abs().max() < 0.01
 
 
-def driver(name, home, **options):
+SMALLER = {"weights": "published", "n_galaxies": 100, "n_second": 100, "n_library": 2000, "fit_steps": 60, "trajectories": 6}
+SMALLER |= {"em_trajectories": 3, "em_steps": 10, "n_steps": 60, "n_start_steps": 60, "member_steps": 20, "polish": 2, "match_steps": 2}
+SMALLER |= {"summary_steps": 2, "n_score": 600, "slack": 100.0, "max_unconverged": 1.0, "max_round_trip": 1.0}
+
+
+def driver(name, home, **smaller):
     environment = os.environ | {"POPCOSMOS_HOME": str(home), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "popcosmos_lib", "run", f"notebooks/{name}.py", "--profile", "smoke"]
-    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    command += [word for key, value in smaller.items() for word in ("-p", f"{key}={value}")]
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A copy of what a run reads, with the artefacts of notebooks 02 and 03 made there unless the checkout has them."""
+    """A copy of what a run reads, with the artefacts of notebook 03 made there unless the checkout has them."""
     for folder in ("notebooks", "figures", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.ipynb", "*.png", "*.pdf"))
     shutil.copy(ROOT / "profiles.yaml", tmp_path)
     made = ROOT / "artefacts"
-    for path in [*made.glob("shared/*"), *(p for name in ("emulator", "mock", "uncertainty") for p in made.glob(f"smoke/{name}.*"))]:
+    for path in [*made.glob("shared/*"), *(p for name in ("mock", "uncertainty") for p in made.glob(f"smoke/{name}.*"))]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    for name, artefact in (("02_emulator", "emulator.safetensors"), ("03_survey", "mock.parquet")):
-        if not (tmp_path / "artefacts" / "smoke" / artefact).exists():
-            assert driver(name, tmp_path).wait(timeout=600) == 0
+    if not (tmp_path / "artefacts" / "smoke" / "uncertainty.json").exists():
+        assert driver("03_survey", tmp_path).wait(timeout=600) == 0
     return tmp_path
 
 
 @pytest.mark.slow
 def test_a_kill_during_calibration_loses_only_the_stage_in_progress(home):
     made = home / "artefacts" / "smoke"
-    running = driver("04_calibration", home)
+    running = driver("04_calibration", home, **SMALLER)
     deadline = time.monotonic() + 300
     while not (made / "population_start.json").exists():
         assert running.poll() is None and time.monotonic() < deadline, running.stdout.read()
@@ -166,7 +171,7 @@ def test_a_kill_during_calibration_loses_only_the_stage_in_progress(home):
     psutil.wait_procs(tree)
     assert not (made / "population.json").exists(), "killed in the middle"
     before = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in ("map_fits", "population_start")}
-    again = driver("04_calibration", home)
+    again = driver("04_calibration", home, **SMALLER)
     output = again.communicate(timeout=600)[0]
     assert again.returncode == 0, output
     after = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in before}
