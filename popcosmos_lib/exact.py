@@ -96,7 +96,9 @@ class Target:
         return log_p, theta
 
     def amends(self, theta, weight):
-        """Weights of draws with the density of the population in place of the flow that stood for it.
+        """Weights of draws with the density of the population in place of the flow that stood for it, their tail smoothed.
+
+        Where the flow says far too little a single draw would outweigh all others, one galaxy in some hundreds.
 
         Parameters
         ----------
@@ -119,9 +121,10 @@ class Target:
             return weight, torch.ones_like(weight[..., 0]), flow
         log_prior = self.population.log_prob(theta, steps=NODES) + parameters.log_jacobian(phi)
         gain = (log_prior - flow).masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
-        factor = (gain - gain.amax(-1, keepdim=True)).exp()
-        mean = (weight * factor).sum(-1, keepdim=True)
-        return weight * factor / mean, mean[..., 0] ** 2 / (weight * factor**2).sum(-1), log_prior
+        log_weight = weight.log() + gain
+        smoothed = importance.pareto_smooth(log_weight.view(-1, log_weight.shape[-1]))[0].view(log_weight.shape).exp()
+        square = torch.where(weight > 0, smoothed**2 / weight, 0.0)
+        return smoothed, 1 / square.sum(-1), log_prior
 
     def plausible(self, posterior, row):
         """Whether the draws of a `Posterior` reproduce its galaxy ``row`` (1,); chains cannot mend the fit of what is no galaxy."""

@@ -33,6 +33,7 @@ _COOLEST = 1 / 128  # least exponent tried, and the resolution of it
 _SHRINK = 30.0  # draws that the common covariance counts for in that of each component
 _HOPELESS = 0.1  # share of its effective draws that the caller has use for, below which a target is given up
 _TAIL = 3.0  # tail of n weights that is smoothed, in units of sqrt(n); at most a fifth of them
+_FEWEST = 5  # weights that a tail needs
 
 
 class Draws(NamedTuple):
@@ -211,6 +212,8 @@ def pareto_smooth(log_weight):
     """
     n = log_weight.shape[-1]
     size = min(n // 5, math.ceil(_TAIL * math.sqrt(n)))
+    if size < _FEWEST:
+        return log_weight.log_softmax(-1), torch.full_like(log_weight[:, 0], torch.inf)
     log_weight = (log_weight - log_weight.amax(-1, keepdim=True)).double()
     top, rows = log_weight.topk(size + 1, -1)
     cut = top[:, -1:].exp()
