@@ -70,7 +70,8 @@ sky = survey.load(this.whose(weights))
 # and its error from the likelihood. That takes brightness, the direction in which posteriors are thinnest, out of what a flow must guess.
 # The flow maps unit normals to the other fifteen, given 26 fluxes, their errors and which bands are missing. Its mocks have errors up to
 # three times larger and smaller than the survey's, error floors from 0.5 to 12 %, and half of them lack random bands. A second flow
-# stands for the density of the population while draws are weighted; those that are kept are weighted by the diffusion model itself.
+# stands for the density of the population while draws are weighted; those that are kept are weighted by the diffusion model itself,
+# the tail of their weights Pareto-smoothed.
 # The published proposals serve the fits below unless told otherwise; the same training runs here at this profile's scale.
 
 # %%
