@@ -371,7 +371,7 @@ this.savefig(validation.parameters(*clouds, labels, width, closure.CONSTRAINED, 
 
 # %% tags=["figure"]
 chosen = [parameters.INDEX[name] for name in ("z", "log10M_formed", "log10Z", "log10SFR_ratio2", "dust2", "dust_index")]
-names = [labels[i].replace(" [", "\n[") for i in chosen]  # the unit on its own line
+names = with_units([parameters.LABELS[i] for i in chosen], [parameters.UNITS[i] for i in chosen], between="\n")
 this.savefig(draw.corner(clouds[0][:, chosen], kept[objective].numpy()[:, chosen], names), "calibration_corner")
 
 # %% [markdown]

@@ -305,8 +305,7 @@ points = {name: values[one][:, columns].numpy() for name, values in with_rates.i
 
 # %% tags=["figure"]
 units = [*parameters.UNITS, "dex(Msun/yr)"]
-axes = with_units([labels[i] for i in columns], [units[i] for i in columns])
-axes = [label.replace(" [", "\n[") for label in axes]  # the unit on its own line
+axes = with_units([labels[i] for i in columns], [units[i] for i in columns], between="\n")
 this.savefig(fits.corner(points, axes, true_values[one, columns].numpy()), "fit_corner")
 
 # %% [markdown]

@@ -108,8 +108,8 @@ r_model = filters.magnitude_from_flux(seen["model"].flux_true[:, r])
 growth = float(((r_model > 24) & (r_model < 25)).sum() / ((r_model > 23) & (r_model < 24)).sum())
 last = (r_model > 24) & (r_model < 25)
 copies = theta["model"][last].repeat(4, 1)
-fainter = torch.arange(4)[:, None] + torch.rand(4, int(last.sum()), generator=this.generator("fainter"))  # [mag], one in each magnitude
-fainter = fainter.flatten()
+deviate = torch.rand(4, int(last.sum()), generator=this.generator("fainter"))
+fainter = (torch.arange(4)[:, None] + deviate).flatten()  # [mag], one in each magnitude
 copies[:, 0] -= 0.4 * fainter
 with torch.no_grad():
     dimmed = forward(copies, forward.draws(len(copies), this.generator("copies")))

@@ -26,9 +26,9 @@ _SYMBOLS = {"dex(Msun)": r"$M_\odot$", "dex(Zsun)": r"$Z_\odot$", "dex(Msun/yr)"
 _METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 
-def with_units(labels, units):
+def with_units(labels, units, between=" "):
     """Axis labels of quantities and their units, as a list; the unit of a logarithm is that of its argument."""
-    return [f"{label} [{_SYMBOLS.get(unit, unit)}]" if unit else label for label, unit in zip(labels, units, strict=True)]
+    return [f"{label}{between}[{_SYMBOLS.get(unit, unit)}]" if unit else label for label, unit in zip(labels, units, strict=True)]
 
 
 def declared():
