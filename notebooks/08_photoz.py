@@ -225,7 +225,8 @@ def referred():
     return fitted | {"none": torch.zeros(1)}
 
 
-again = this.artefact("referred", referred, version=2, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests | {"sky": seen.sha256}).data
+known = digests | {"sky": seen.sha256}
+again = this.artefact("referred", referred, version=2, parameters={"n": n_real, "n_draws": n_draws}, inputs=known).data
 
 # %%
 left = dict.fromkeys(wrong, 0)
