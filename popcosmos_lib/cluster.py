@@ -52,6 +52,8 @@ def run(function, tasks, workers=1, scheduler=None):
     ------
     ValueError
         If Dask is wanted but not installed, or no scheduler answers.
+    RuntimeError
+        If the scheduler ends before the tasks do.
     """
     if scheduler is None and workers == 1:
         yield from map(function, tasks)
@@ -80,7 +82,10 @@ def _results(distributed, client, function, tasks):
     first = [task for _, task in zip(range(_AHEAD * cores), tasks, strict=False)]
     waiting = distributed.as_completed(client.map(function, first, pure=False))
     for done in waiting:
-        result = done.result()
+        try:
+            result = done.result()
+        except distributed.CancelledError:
+            raise RuntimeError("the Dask scheduler is gone: start it and give the same command again, what was finished is kept") from None
         done.release()
         for task in tasks:
             waiting.add(client.submit(function, task, pure=False))

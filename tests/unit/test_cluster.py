@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def reciprocal(x):
 def test_an_exception_of_a_task_is_raised_here(threads):
     with pytest.raises(ZeroDivisionError):
         list(cluster.run(reciprocal, [1, 2, 0, 3], scheduler=threads))
+
+
+def test_a_scheduler_that_ends_is_said_in_one_sentence():
+    with dask().LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as made:
+        results = cluster.run(time.sleep, [0.0, 2.0, 2.0], scheduler=made.scheduler_address)
+        next(results)
+        made.close()
+        with pytest.raises(RuntimeError, match="the same command again"):
+            list(results)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://no.such.host.invalid:8786", "nonsense://x"])
