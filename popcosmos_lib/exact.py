@@ -98,7 +98,7 @@ class Target:
     def amends(self, theta, weight):
         """Weights of draws with the density of the population in place of the flow that stood for it, their tail smoothed.
 
-        Where the flow says far too little a single draw would outweigh all others, one galaxy in some hundreds.
+        Where the flow says far too little, a single draw could outweigh all others.
 
         Parameters
         ----------
