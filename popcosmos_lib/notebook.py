@@ -233,6 +233,6 @@ def _quiet(output, count, images):
     if output.output_type == "execute_result":
         output.execution_count = count
     if output.output_type in ("display_data", "execute_result"):
-        output.metadata = type(output.metadata)()
+        output.metadata = {}
         output.data = {kind: value for kind, value in output.data.items() if images or not kind.startswith("image/")}
     return output
