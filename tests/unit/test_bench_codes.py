@@ -94,7 +94,7 @@ def test_time_of_an_earlier_run_counts(tmp_path):
     catalogue = script("catalogue")
     first = catalogue.watched(["--help"], tmp_path / "log.json")
     second = catalogue.watched(["--help"], tmp_path / "log.json", workers=3)
-    assert first["runs"] == 1 and second["runs"] == 2 and second["wall_s"] > first["wall_s"] > 0
+    assert first["runs"] == 1 and second["runs"] == 2 and second["wall_s"] > first["wall_s"] > 0.01
     assert second["core_s"] == pytest.approx(first["wall_s"] + 3 * (second["wall_s"] - first["wall_s"]))
     with pytest.raises(SystemExit):
         catalogue.watched(["fti"], tmp_path / "log.json")

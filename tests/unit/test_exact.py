@@ -101,7 +101,7 @@ def test_known_redshifts_are_kept_and_tell_more_of_the_rest(trial, guess, result
 def test_zero_points_of_two_bands_are_found_by_the_other_half(trial, guess):
     wrong = torch.ones(26)
     wrong[4], wrong[11] = 1.25, 0.8
-    options = {**OPTIONS, "guess": guess[0], "n_draws": 64, "ess": 50.0}
+    options = {**OPTIONS, "guess": guess[0], "n_draws": 128, "ess": 100.0}
     g = torch.Generator().manual_seed(11)
     flux, flux_err, found = photoz.cross_validated(trial.flux * wrong, trial.flux_err * wrong, trial.theta[:, -1], g, **options)
     share = (found[:, [4, 11]] - 1) / (wrong[[4, 11]] - 1)

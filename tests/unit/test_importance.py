@@ -126,6 +126,13 @@ def test_equal_weights_have_no_tail_and_all_draws_count():
     assert (khat < 0.5).all() and torch.allclose(importance.effective(smoothed), torch.tensor(1000.0), rtol=1e-3)
 
 
+@pytest.mark.parametrize("n", [1, 4, 24])
+def test_a_few_weights_have_no_tail_and_stay_as_they_are(n):
+    raw = torch.randn(2, n, generator=torch.Generator().manual_seed(3))
+    smoothed, khat = importance.pareto_smooth(raw)
+    assert torch.equal(khat, torch.full((2,), torch.inf)) and torch.allclose(smoothed, raw.log_softmax(-1))
+
+
 def test_thinning_keeps_the_heavy_and_is_fair_to_the_light():
     g = torch.Generator().manual_seed(4)
     log_weight = (3 * torch.randn(3000, generator=g)).log_softmax(-1)
