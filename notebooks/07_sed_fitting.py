@@ -147,7 +147,7 @@ def tried():
     return {f"{kind}/{key}": value for kind, result in results.items() for key, value in result.items()}
 
 
-tests = this.artefact("trials", tried, version=7, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
+tests = this.artefact("trials", tried, version=8, parameters=settings | sizes, inputs=[*inputs[1:], guesses["pop-cosmos"]])
 score = {kind: {key.split("/")[1]: value for key, value in tests.data.items() if key.startswith(f"{kind}/")} for kind in samples}
 
 # %%
@@ -237,7 +237,7 @@ def posteriors():
     return {f"{key} {name}": value for name, result in results.items() for key, value in result.items()} | {"rows": rows}
 
 
-found = this.artefact("posteriors", posteriors, version=7, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
+found = this.artefact("posteriors", posteriors, version=8, parameters=settings | {"n": n_galaxies}, inputs=[*inputs, *guesses.values()])
 draws, equal = {}, this.generator("resampling")
 for name in inference.PRIORS:
     draws[name] = inference.Result(found.data[f"draws {name}"], found.data[f"weights {name}"], None, name).equal(400, equal)

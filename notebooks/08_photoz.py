@@ -85,7 +85,7 @@ def both():
 
 sources = inputs if catalogue != "mock" else [mock, *inputs]
 settings = {"n_draws": n_draws, "floor": mock_floor, "catalogue": path.name, "n": len(galaxies)}
-found = this.artefact("photoz", both, version=7, parameters=settings, inputs=sources)
+found = this.artefact("photoz", both, version=8, parameters=settings, inputs=sources)
 draws = {name: found.data[f"z {name}"] for name in inference.PRIORS}
 weight = {name: found.data[f"weight {name}"] for name in inference.PRIORS}
 
@@ -163,8 +163,8 @@ for name, place in samples.FILES.items():
     with contextlib.suppress(FileNotFoundError):
         files[name] = this.file(data.shared(place))
         whole = getattr(samples, name)(files[name])
-        known = whole.z_spec.isfinite().nonzero()[:, 0]
-        real[name] = whole.of(known[torch.randperm(len(known), generator=this.generator(name))[:n_real]].sort().values)
+        rows = whole.z_spec.isfinite().nonzero()[:, 0]
+        real[name] = whole.of(rows[torch.randperm(len(rows), generator=this.generator(name))[:n_real]].sort().values)
 jobs = {(name, prior, "ours"): sample for name, sample in real.items() for prior in inference.PRIORS}
 public = None
 with contextlib.suppress(FileNotFoundError):
@@ -183,7 +183,7 @@ def observed():
 
 
 digests = {item.name: item.sha256 for item in inputs} | {name: sha256(file) for name, file in files.items()}
-seen = this.artefact("sky", observed, version=7, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
+seen = this.artefact("sky", observed, version=8, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
 
 # %%
 panels = {f"mock, {fits.LABEL[name]}": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
@@ -193,12 +193,12 @@ for (name, prior, engine), sample in jobs.items():
     q, title = inference.quantiles(values, w, percent), f"{name}, {fits.LABEL[prior]}" + (", public emulator" if engine == "public" else "")
     scored[title], median[name, prior, engine] = metrics.photoz(q[1], sample.z_spec), q[1]
     flags = seen.data[f"{name} {prior} {engine} flags"]
-    within = metrics.pit(values, sample.z_spec, w)
+    below = metrics.pit(values, sample.z_spec, w)
     print(f"{title}: {', '.join(f'{key} {value:.4g}' for key, value in scored[title].items())}, flagged {int(((flags & 32) > 0).sum())}, "
-          f"PIT KS {metrics.ks(within[within.isfinite()]):.2f}")  # fmt: skip
-    known = ~faint(sample.flux)
-    if known.any():
-        bright[title] = metrics.photoz(q[1][known], sample.z_spec[known])
+          f"PIT KS {metrics.ks(below[below.isfinite()]):.2f}")  # fmt: skip
+    within = ~faint(sample.flux)
+    if within.any():
+        bright[title] = metrics.photoz(q[1][within], sample.z_spec[within])
         print(f"    of them within r < 25: {', '.join(f'{key} {value:.4g}' for key, value in bright[title].items())}")
     if prior == "pop-cosmos":
         panels[title] = (prior, sample.z_spec.numpy(), q.numpy())
@@ -216,17 +216,17 @@ chosen = {name: median[name, "pop-cosmos", "ours"] for name in ("cosmos", "dista
 wrong = {name: ((z_phot - real[name].z_spec).abs() > 0.15 * (1 + real[name].z_spec)).nonzero()[:, 0] for name, z_phot in chosen.items()}
 
 
-def chi2_at_reference(sample):
-    return redshifts(sample.flux, sample.flux_err, "prospector", floor=sample.floor, id=sample.id, redshift=sample.z_spec)["chi2"]
-
-
 def referred():
-    fitted = {name: chi2_at_reference(real[name].of(rows)) for name, rows in wrong.items() if len(rows)}
-    return fitted | {"none": torch.zeros(1)}
+    fitted = {"none": torch.zeros(1)}
+    for name in (name for name, rows in wrong.items() if len(rows)):
+        part = real[name].of(wrong[name])
+        options = {"floor": part.floor, "id": part.id, "redshift": part.z_spec}
+        fitted[name] = redshifts(part.flux, part.flux_err, "prospector", **options)["chi2"]
+    return fitted
 
 
-known = digests | {"sky": seen.sha256}
-again = this.artefact("referred", referred, version=2, parameters={"n": n_real, "n_draws": n_draws}, inputs=known).data
+sources = digests | {"sky": seen.sha256}
+again = this.artefact("referred", referred, version=3, parameters={"n": n_real, "n_draws": n_draws}, inputs=sources).data
 
 # %%
 left = dict.fromkeys(wrong, 0)
@@ -259,7 +259,7 @@ def everywhere():
     return {key: value for name in spectroscopic for key, value in refined(name).items()} | {"none": torch.zeros(1)}
 
 
-better = this.artefact("refined", everywhere, version=7, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
+better = this.artefact("refined", everywhere, version=8, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
 
 # %%
 for name in spectroscopic:

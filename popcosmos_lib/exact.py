@@ -19,7 +19,7 @@ import torch
 from popcosmos_lib import forward, hamiltonian, importance, likelihood, misfit, parameters, sampler
 from popcosmos_lib.importance import Streams
 
-__all__ = ["ESS", "KHAT", "NODES", "Posterior", "Target", "posteriors", "seeds"]
+__all__ = ["ESS", "KHAT", "NODES", "RHAT", "Posterior", "Target", "posteriors", "seeds"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
@@ -27,7 +27,8 @@ _GALAXIES = {"cpu": 1, "cuda": 256}  # sampled at once; on a CPU arrays then hav
 NODES = 8  # of the density of the population, good to 0.05 nat
 _SPARE = 1.15  # what its weights mostly cost, in effective draws
 _CHAINS, _OVERDRAW, _MOVES = 256, 4, 10  # of the annealing; a gradient of 256 chains costs 1.5 times that of 64
-_STAGES, _LEAPFROGS, _KEPT = (10, 30), 8, 10  # trajectories, gradients in each, states kept of each chain
+_STAGES, _LEAPFROGS, _KEPT = (10, 30, 60), 8, 10  # trajectories, gradients in each, states kept of each chain
+RHAT = 1.1  # up to which chains are trusted; above it they walk another stage
 
 
 class Posterior(NamedTuple):
@@ -210,14 +211,16 @@ def _walk(target, row, result, stream, n_draws):
     start = mixture.sample(_CHAINS * _OVERDRAW, stream)
     chain = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)  # (1, chains, 16)
     log_density = lambda w: target(w[None], row)[0][0]  # noqa: E731
-    for trajectories in _STAGES:  # the covariance of the first gives the metric of the second
+    for trajectories in _STAGES:  # the covariance of each gives the metric of the next; the first is never the last
         width = torch.linalg.cholesky(torch.cov(chain.flatten(0, 1).T) + 1e-4 * torch.eye(chain.shape[-1]).to(chain))
         step = torch.full((_CHAINS,), hamiltonian.FIRST_STEP).to(chain)
         settings = width.expand(_CHAINS, -1, -1), step, generator, trajectories, _LEAPFROGS, _KEPT
         chain = hamiltonian.walk(chain[-1], log_density, *settings)[0].transpose(0, 1)  # (kept, chains, 16)
-    theta = target(chain, row.expand(len(chain)))[1][None]
-    followed = [parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)]
-    rhat = max(float(sampler.r_hat(values)) for values in followed)
+        theta = target(chain, row.expand(len(chain)))[1][None]
+        followed = [parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)]
+        rhat = max(float(sampler.r_hat(values)) for values in followed)
+        if trajectories > _STAGES[0] and rhat <= RHAT:
+            break
     ess = min(float(sampler.effective_size(values)) for values in followed)
     theta = theta.flatten(0, 2)
     kept = torch.randperm(len(theta), generator=generator)[torch.arange(n_draws) % len(theta)]

@@ -33,7 +33,6 @@ FLAGS = catalog.FLAGS | {  # bit: what to mind about that galaxy
     256: "more than one redshift: the posterior has well separated modes",
     512: "fainter than what was learned from: r = 25 for the pop-cosmos prior, 26.5 in each band from i to Ks for the Prospector-like one",
 }
-_WORST_R_HAT = 1.1
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
 _LEVELS = 2048  # galaxies of the prior whose densities are compared with those of draws
 _RARER = 8  # one in so many draws of an ensemble is asked for its density
@@ -283,7 +282,7 @@ def _summary(samples, weights, scores, used, bands, flags, ids):
     for name, values in columns.items():
         for suffix, value in zip(QUANTILES, quantiles(values, weights, p), strict=True):
             table[f"{name}_{suffix}"] = value.numpy()
-    doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > _WORST_R_HAT, scores["khat"] >= exact.KHAT)
+    doubtful = torch.where(scores["rhat"].isfinite(), scores["rhat"] > exact.RHAT, scores["khat"] >= exact.KHAT)
     problems = {
         32: misfit.combined(*(scores[test] for test in misfit.TESTS)) < misfit.UNLIKELY,
         64: doubtful, 128: scores["ess"] < exact.ESS, 256: _separated(parameters.column(samples, "z"), weights),

@@ -48,18 +48,15 @@ def test_truths_are_covered(result, trial):
 
 
 def test_chains_find_the_same_posteriors(trial, guess, result):
-    """Two rounds of importance sampling are not enough, so annealing and Hamiltonian chains take over: another way, the same answer.
-
-    How well short chains mix differs from one processor to the next; those that did not are flagged.
-    """
+    """Two rounds of importance sampling are not enough, so annealing and Hamiltonian chains take over: another way, the same answer."""
     few = slice(0, 2)
     chains = inference.fit(trial.flux[few], trial.flux_err[few], guess=guess[0], rounds=2, **OPTIONS)
-    assert set(chains.summary["engine"]) == {"chains"} and (chains.summary["rhat"] < 1.5).all(), chains.summary["rhat"]
-    assert ((chains.summary["flags"] & 64 > 0) == (chains.summary["rhat"] > 1.1)).all(), "R-hat above 1.1 is not to be trusted"
+    assert set(chains.summary["engine"]) == {"chains"} and (chains.summary["rhat"] <= exact.RHAT).all(), chains.summary["rhat"]
+    assert (chains.summary["flags"] & 64 == 0).all(), "chains that mixed are to be trusted"
     for name in ("z", "log10M_formed", "dust2"):
         width = (result.summary[f"{name}_q84"] - result.summary[f"{name}_q16"])[few] / 2
         apart = (chains.summary[f"{name}_q50"] - result.summary[f"{name}_q50"][few]) / width
-        assert np.abs(apart).max() < 0.5, (name, apart)
+        assert np.abs(apart).max() < 0.35, (name, apart)
 
 
 def test_no_chains_for_what_is_no_galaxy(trial, guess):
