@@ -198,7 +198,7 @@ class _Settled:
         stream = self.streams.of(row.tolist())
         kept, weight = importance.thin(result.log_weight, self.n_draws, float(stream.uniform(1)))
         one = Posterior(result.extra[kept], weight, None, result.ess, result.khat, torch.nan, "importance")
-        if result.khat >= KHAT and self.target.plausible(one, row):
+        if (result.khat >= KHAT or result.ess < ESS) and self.target.plausible(one, row):
             one = _walk(self.target, row, result, stream, self.n_draws)
         return one
 

@@ -242,21 +242,23 @@ def inference(measured):
     for row in measured["gates"]:
         shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains")]
         distances = [f"{value:.3f}" for value in (max(row["ranks"][:-1]), row["ranks"][-1], row["limit"], row["spread"])]
-        lines.append([row["sample"], row["n"], *shares, *distances, f"{row['seconds']:.2f}", f"{row['flagged']:.1%}"])
-    text = _table([*head, "CPU s per galaxy", "flagged"], lines) + "\n\n"
+        cost = [f"{row['seconds']:.2f}", f"{row['gpu_ms']:.1f}" if row.get("gpu_ms") else "-"]
+        lines.append([row["sample"], row["n"], *shares, *distances, *cost, f"{row['flagged']:.1%}"])
+    text = _table([*head, "CPU s per galaxy", "GPU ms", "flagged"], lines) + "\n\n"
     share = lambda value: "-" if value is None else f"{value:.0%}"  # noqa: E731
     lines = [[row["kind"], row["n"], share(row["flagged"]), share(row["possible"])] for row in measured["oddities"]]
     text += _table(["planted", "n", "flagged", "if the truth were known"], lines) + "\n\n"
     lines = []
     for row in measured["rows"]:
         if row["missing"]:
-            lines.append([row["engine"], *["-"] * 7, row["missing"]])
+            lines.append([row["engine"], *["-"] * 8, row["missing"]])
             continue
-        offsets = [f"{row[key]:.2f}" for key in ("z", "log10M_formed", "log10SFR", "largest")]
+        offsets = [f"{row[key]:.2f}" for key in ("z", "log10M_formed", "log10SFR", "largest", "worst_of_16")]
         scores = [f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
         lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, *scores, row.get("note", "")])
-    head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest", "sigma_MAD", "outliers", ""]
-    text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, rms over the galaxies, in posterior sigma. "
+    head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest of these", "worst of 16 parameters", "sigma_MAD", "outliers", ""]
+    text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, in posterior sigma: rms over the galaxies, "
+    text += "but for the largest single one. "
     return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
