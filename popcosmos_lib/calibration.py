@@ -95,7 +95,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     **options
         Of ``matching.match``; ``start_steps``, training steps of the first density (4000); for "transport" ``distance``, "sliced" (default)
         or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density, ``polish`` (50) and ``polish_lr``
-        (3e-5), steps and rate of the transport, and all that ``em.posteriors`` takes.
+        (3e-5), steps and rate of the transport (none where hardly any galaxy has all bands), and all that ``em.posteriors`` takes.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     Raises
     ------
     ValueError
-        If there is no such objective, or hardly any galaxy has all bands.
+        If there is no such objective, or hardly any galaxy has all bands and the objective or the corrections need them.
     """
     check(objective)
     checkpoint = checkpoint or Checkpoint(None, {})
@@ -139,11 +139,15 @@ def _posterior(
         theta, em_history = found.theta, found.history
         drawn.save({"theta": theta, "history": em_history, "generator": generator.get_state()})
     population = _learn(theta.flatten(0, 1), generator, checkpoint.stage("density"), density_steps)
-    train, held = _split(catalogue, "the transport at the end", generator)
-    population, learned, history = match(
-        population, forward, transport.Transport(train), held, generator=generator, checkpoint=checkpoint.stage("polish"),
-        iterations=polish, lr=polish_lr, corrections=corrections,
-    )  # fmt: skip
+    learned, history = (forward.log_zero_point, forward.line_scale), {}
+    if _comparable(catalogue) or corrections:
+        train, held = _split(catalogue, "the transport at the end", generator)
+        population, learned, history = match(
+            population, forward, transport.Transport(train), held, generator=generator, checkpoint=checkpoint.stage("polish"),
+            iterations=polish, lr=polish_lr, corrections=corrections,
+        )  # fmt: skip
+    else:
+        print(f"calibrate: fewer than {_FEWEST} galaxies have all bands, so there is no transport at the end")
     for name in ("em", "draws", "density"):
         checkpoint.stage(name).clear()
     return Calibration(population, *learned, history | {f"em_{name}": values for name, values in em_history.items()}, theta)
@@ -160,12 +164,17 @@ def _learn(theta, generator, checkpoint, steps, **options):
     return population
 
 
+def _comparable(catalogue):
+    """Whether enough galaxies have all bands for a distance of clouds."""
+    return int(catalogue.flux.isfinite().all(-1).sum()) >= _FEWEST
+
+
 def _split(catalogue, what, generator):
     """asinh magnitudes of galaxies with all bands, two thirds to learn from and one held out."""
     whole = catalogue.flux.isfinite().all(-1)
     if not whole.all():
         print(f"calibrate: {int((~whole).sum())} of {len(whole)} galaxies lack a band and are left out of {what}")
-    if whole.sum() < _FEWEST:
+    if not _comparable(catalogue):
         raise ValueError(
             f"only {int(whole.sum())} of {len(whole)} galaxies have all {catalogue.flux.shape[-1]} bands, too few to compare clouds of "
             'photometry: drop the band that is missing most, or take objective="posterior", which needs no band in particular'
@@ -227,8 +236,10 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
         left = whole.clone()
         left[rows] = False
         population = _learn(draws[rows].flatten(0, 1), generator, Checkpoint(None, {}), steps, **options)
-        loss, held = transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]])), asinh_magnitude(catalogue.flux[left])
-        made.append(match(population, forward, loss, held, generator=generator, iterations=polish, lr=polish_lr)[0])
+        if _comparable(catalogue):
+            loss, held = transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]])), asinh_magnitude(catalogue.flux[left])
+            population = match(population, forward, loss, held, generator=generator, iterations=polish, lr=polish_lr)[0]
+        made.append(population)
         checkpoint.save({"members": [member.state_dict() for member in made], "generator": generator.get_state()})
     checkpoint.clear()
     return Ensemble(made)

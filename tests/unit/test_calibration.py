@@ -2,6 +2,7 @@
 
 import types
 
+import official
 import pytest
 import torch
 from astropy.table import Table
@@ -160,16 +161,8 @@ def test_an_official_file_calibrates(sky, tmp_path, monkeypatch, rng, capsys):
     """The mock under the names, reddening, zero points and flags of COSMOS2020 FARMER gives back its fluxes, and a population."""
     monkeypatch.setattr(survey, "load", lambda profile: survey.truth())
     monkeypatch.setattr(emulator, "load", lambda profile: Colours())
-    n, bands = len(sky.flux), survey.BANDS
-    table = Table({"ID": range(n), "EBV_MW": [0.02] * n, "MODEL_FLAG": [0] * n, "FLAG_COMBINED": [0] * (n - 30) + [1] * 30})
-    table["lp_type"] = [0] * 40 + [1] * 20 + [2] * (n - 60)  # twenty stars
-    undo = 10 ** (0.4 * (torch.as_tensor(bands["offset_farmer"]) - 0.02 * torch.as_tensor(bands["extinction"])))
-    for i, name in enumerate(bands["column"]):
-        for kind, suffix in (("flux", "FLUX"), ("flux_err", "FLUXERR")):
-            table[f"{name}_{suffix}"] = (getattr(sky, kind)[:, i] * undo[i]).numpy()
-            table[f"{name}_{suffix}"].unit = "uJy"
-    table.write(tmp_path / "COSMOS2020_FARMER.fits")
-    read = catalog.read(tmp_path / "COSMOS2020_FARMER.fits")
+    n = len(sky.flux)
+    read = catalog.read(official.farmer(tmp_path, sky.flux, sky.flux_err))
     torch.testing.assert_close(read.flux, sky.flux.float(), rtol=1e-4, atol=1e-6)
     assert int((~read.clean).sum()) == 50
     made = population.calibrate(read, "transport", generator=rng, start_steps=20, iterations=1, batch=64)
@@ -325,6 +318,19 @@ def test_posterior_learns_the_draws_then_transports(draws_of_the_start, forward,
     again = run(forward, path)
     assert torch.equal(again.draws, made.draws)
     assert all(torch.equal(value, again.population.state_dict()[name]) for name, value in made.population.state_dict().items())
+
+
+def test_posterior_without_a_band_has_no_transport(draws_of_the_start, forward, sky, galaxies, rng, capsys):
+    part = sky._replace(flux=sky.flux.clone())
+    part.flux[:, 3] = torch.nan
+    options = {"forward": forward, "start": galaxies, "generator": rng, "density_steps": 60, "polish": 10}
+    made = calibration.calibrate(part, **options)
+    assert "no transport at the end" in capsys.readouterr().out and set(made.history) == {"em_evidence"}
+    assert made.population.sample(5, rng).shape == (5, 16) and not made.line_scale.any()
+    several = calibration.ensemble(made, forward, part, members=2, generator=rng, steps=40, width=24)
+    assert several.sample(5, rng).shape == (5, 16)
+    with pytest.raises(ValueError, match="drop the band"):
+        calibration.calibrate(part, corrections=True, **options)
 
 
 def test_an_ensemble_spreads_as_its_members_and_survives_a_kill(forward, sky, galaxies, tmp_path):

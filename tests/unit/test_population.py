@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import official
 import psutil
 import pytest
 import torch
 from torch import nn
 from toy import Colours
 
-from popcosmos_lib import filters, parameters, population, store, survey, universe
+from popcosmos_lib import catalog, filters, parameters, population, store, survey, universe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,7 +132,7 @@ def test_chance_of_selection_matches_the_frequency(rng):
 
 SMALLER = {"weights": "published", "n_galaxies": 100, "n_second": 100, "n_library": 2000, "fit_steps": 60, "trajectories": 6}
 SMALLER |= {"em_trajectories": 3, "em_steps": 10, "n_steps": 60, "n_start_steps": 60, "member_steps": 20, "polish": 2, "match_steps": 2}
-SMALLER |= {"summary_steps": 2, "n_score": 600, "slack": 100.0, "max_unconverged": 1.0, "max_round_trip": 1.0}
+SMALLER |= {"summary_steps": 2, "n_score": 600, "error_steps": 60, "slack": 100.0, "max_unconverged": 1.0, "max_round_trip": 1.0}
 
 
 def driver(name, home, **smaller):
@@ -159,8 +160,12 @@ def home(tmp_path):
 
 @pytest.mark.slow
 def test_a_kill_during_calibration_loses_only_the_stage_in_progress(home):
+    """Calibration on a file with the official columns, whose true parameters nobody knows."""
     made = home / "artefacts" / "smoke"
-    running = driver("04_calibration", home, **SMALLER)
+    seen = catalog.read(made / "mock.parquet")
+    seen = seen[survey.select(seen.flux, population.SELECTION).nonzero()[:600, 0]]
+    options = SMALLER | {"catalogue": official.farmer(home, seen.flux, seen.flux_err)}
+    running = driver("04_calibration", home, **options)
     deadline = time.monotonic() + 300
     while not (made / "population_start.json").exists():
         assert running.poll() is None and time.monotonic() < deadline, running.stdout.read()
@@ -171,7 +176,7 @@ def test_a_kill_during_calibration_loses_only_the_stage_in_progress(home):
     psutil.wait_procs(tree)
     assert not (made / "population.json").exists(), "killed in the middle"
     before = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in ("map_fits", "population_start")}
-    again = driver("04_calibration", home, **SMALLER)
+    again = driver("04_calibration", home, **options)
     output = again.communicate(timeout=600)[0]
     assert again.returncode == 0, output
     after = {name: (made / f"{name}.safetensors").stat().st_mtime_ns for name in before}
