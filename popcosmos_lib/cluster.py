@@ -1,7 +1,7 @@
-"""Tasks on the cores of this machine or on a cluster, through Dask; nothing here is needed to work in one process.
+"""Tasks on the cores of this machine or on a cluster, through Dask.
 
-Dask is an optional dependency (``pip install popcosmos[cluster]``). Where there is SLURM, start workers with dask-jobqueue and give the
-address of their scheduler; catalogue and output must lie on a file system that all of them see:
+Where there is SLURM, start workers with dask-jobqueue (``pip install popcosmos[cluster]``) and give the address of their scheduler;
+catalogue and output must lie on a file system that all of them see:
 
     >>> from dask_jobqueue import SLURMCluster
     >>> kept = ["export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824"]  # see keep_memory
@@ -39,7 +39,7 @@ def run(function, tasks, workers=1, scheduler=None):
         Of one argument; like the tasks it travels by pickle.
     tasks : sequence
     workers : int
-        Processes on this machine, one thread each; 1 works in this process, without Dask.
+        Processes on this machine, at most, one thread each; with one, or one task, this process works, without Dask.
     scheduler : str, optional
         Address of a running Dask scheduler, whose workers are used instead.
 
@@ -51,17 +51,16 @@ def run(function, tasks, workers=1, scheduler=None):
     Raises
     ------
     ValueError
-        If Dask is wanted but not installed, or no scheduler answers.
+        If no scheduler answers.
     RuntimeError
         If the scheduler ends before the tasks do.
     """
-    if scheduler is None and workers == 1:
+    workers = min(workers, len(tasks))
+    if scheduler is None and workers <= 1:
         yield from map(function, tasks)
         return
-    try:
-        import distributed
-    except ImportError:
-        raise ValueError("--workers and --scheduler need Dask: pip install popcosmos[cluster]") from None
+    import distributed  # a second, which one process need not wait for
+
     if scheduler is None:
         keep_memory()
         options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
