@@ -25,7 +25,7 @@ n_galaxies: int = 2000  # galaxies of the consistency check
 import torch
 from IPython.display import Markdown
 
-from popcosmos_lib import parameters, run, tables, universe
+from popcosmos_lib import pages, parameters, run, universe
 from popcosmos_lib.figures import validation
 
 this = run.start("00_overview", profile=profile, seed=seed)
@@ -76,7 +76,7 @@ assert torch.allclose(history, torch.ones_like(history)), "the seven bins of a s
 # ## Every figure and the notebook that makes it
 
 # %%
-Markdown(tables.TABLES["figures"]())
+Markdown(pages.TABLES["figures"]())
 
 # %% [markdown]
 # ## What each notebook costs
@@ -84,7 +84,7 @@ Markdown(tables.TABLES["figures"]())
 # From the records of the last published run.
 
 # %%
-Markdown(tables.TABLES["runtimes"]())
+Markdown(pages.TABLES["runtimes"]())
 
 # %% [markdown]
 # ## What differs from the paper

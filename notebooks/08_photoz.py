@@ -116,13 +116,17 @@ this.report(
 )
 
 # %%
+def equal(values, w):
+    return inference.Result(values[..., None], w, None, "").equal(400, this.generator("equal"))[..., 0]
+
+
 for name in inference.PRIORS:
-    equal = inference.Result(draws[name][..., None], weight[name], None, name).equal(400, this.generator("equal"))[..., 0]
+    fair = equal(draws[name], weight[name])
     this.report(
         **{name: ", ".join(f"{key} {value:.4g}" for key, value in score[name].items())},
         PIT=f"KS {distance[name]:.3f} (99 % limit of {len(galaxies)} galaxies {metrics.ks_limit(len(galaxies)):.3f})",
-        CRPS=f"mean {metrics.crps(equal, z).mean():.4f}; mean |z_phot - z_spec| {(quantiles[name][1] - z).abs().mean():.4f}",
-        CDE_loss=f"{metrics.cde_loss(equal, z):.2f}",
+        CRPS=f"mean {metrics.crps(fair, z).mean():.4f}; mean |z_phot - z_spec| {(quantiles[name][1] - z).abs().mean():.4f}",
+        CDE_loss=f"{metrics.cde_loss(fair, z):.2f}",
         several_redshifts=f"{int(((found.data[f'flags {name}'] & 256) > 0).sum())} galaxies",
         effective_draws=f"median {found.data[f'ess {name}'].median():.0f}, least {found.data[f'ess {name}'].min():.0f}",
     )
@@ -187,24 +191,33 @@ seen = this.artefact("sky", observed, version=8, parameters={"n": n_real, "n_dra
 
 # %%
 panels = {f"mock, {fits.LABEL[name]}": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
-scored, bright, median = {f"mock, {fits.LABEL[name]}": s for name, s in score.items()}, {}, {}
+scored, bright, median, table = {f"mock, {fits.LABEL[name]}": s for name, s in score.items()}, {}, {}, []
 for (name, prior, engine), sample in jobs.items():
-    values, w = (seen.data[f"{name} {prior} {engine} {key}"] for key in ("z", "weight"))
+    values, w, flags = (seen.data[f"{name} {prior} {engine} {key}"] for key in ("z", "weight", "flags"))
     q, title = inference.quantiles(values, w, percent), f"{name}, {fits.LABEL[prior]}" + (", public emulator" if engine == "public" else "")
     scored[title], median[name, prior, engine] = metrics.photoz(q[1], sample.z_spec), q[1]
-    flags = seen.data[f"{name} {prior} {engine} flags"]
-    below = metrics.pit(values, sample.z_spec, w)
-    print(f"{title}: {', '.join(f'{key} {value:.4g}' for key, value in scored[title].items())}, flagged {int(((flags & 32) > 0).sum())}, "
-          f"PIT KS {metrics.ks(below[below.isfinite()]):.2f}")  # fmt: skip
-    within = ~faint(sample.flux)
+    below, about, within = metrics.pit(values, sample.z_spec, w), {"sample": name, "prior": prior, "emulator": engine}, ~faint(sample.flux)
+    further = {"crps": float(metrics.crps(equal(values, w), sample.z_spec).nanmean()), "pit": metrics.ks(below[below.isfinite()])}
+    table.append(about | scored[title] | further | {"flagged": float(((flags & 32) > 0).double().mean())})
     if within.any():
         bright[title] = metrics.photoz(q[1][within], sample.z_spec[within])
-        print(f"    of them within r < 25: {', '.join(f'{key} {value:.4g}' for key, value in bright[title].items())}")
+    if 0 < within.sum() < len(within):
+        table.append(about | {"sample": f"{name}, r < 25"} | bright[title])
     if prior == "pop-cosmos":
         panels[title] = (prior, sample.z_spec.numpy(), q.numpy())
+
+# %%
 if "kids" in real:
-    published = metrics.photoz(real["kids"].published, real["kids"].z_spec)
-    print(f"kids, published BPZ: {', '.join(f'{key} {value:.4g}' for key, value in published.items())}")
+    same = median["kids", "pop-cosmos", "ours"].isfinite()
+    published = metrics.photoz(real["kids"].published[same], real["kids"].z_spec[same])
+    table.append({"sample": "kids", "prior": "of BPZ", "emulator": "templates", **published})
+    assert published["n"] == scored["kids, pop-cosmos prior"]["n"], "two codes are compared on the same galaxies only"
+columns = {"median": "+.4f", "sigma_mad": ".4f", "nmad": ".4f", "outliers": ".3f", "outliers_rail": ".3f", "crps": ".4f", "pit": ".2f"}
+if table:
+    print(f"{'sample':18}{'prior':12}{'emulator':11}{'n':>5}" + "".join(f"{name:>15}" for name in (*columns, "flagged")))
+for row in table:
+    numbers = "".join(f"{format(row[name], style) if name in row else '-':>15}" for name, style in (columns | {"flagged": ".3f"}).items())
+    print(f"{row['sample']:18}{row['prior']:12}{row['emulator']:11}{row['n']:5}{numbers}")
 
 # %% [markdown]
 # An outlier is a failure of the model or of its reference redshift. Those of COSMOS2020, at all redshifts and at z > 2.5, are fitted again
@@ -230,13 +243,14 @@ again = this.artefact("referred", referred, version=3, parameters={"n": n_real, 
 
 # %%
 left = dict.fromkeys(wrong, 0)
-for name, rows in wrong.items():
+for name, outliers in wrong.items():
     reference, free = real[name].z_spec, seen.data[f"{name} prospector ours chi2"]
-    for i, row in enumerate(rows.tolist()):
+    for i, row in enumerate(outliers.tolist()):
         there, here = float(again[name][i]), float(free[row])
         left[name] += there < here + 30
         print(f"{real[name].id[row]}: reference z {reference[row]:.3f}, posterior {chosen[name][row]:.2f}, chi2 {there:.0f} and {here:.0f}")
-    print(f"{name}: {len(rows)} outliers of {len(reference)}, {left[name]} that the photometry does not contradict")
+    print(f"{name}: {len(outliers)} outliers of {len(reference)}, {left[name]} that the photometry does not contradict")
+    table.append({"sample": name, "prior": "pop-cosmos", "emulator": "ours", "wrong": len(outliers), "uncontradicted": left[name]})
 
 # %% [markdown]
 # Zero points can be refined on galaxies whose redshift is known: fitted there, the median ratio of measured to predicted flux in each band
@@ -265,11 +279,13 @@ better = this.artefact("refined", everywhere, version=8, parameters={"n": n_real
 for name in spectroscopic:
     middle = inference.quantiles(better[f"{name} z"], better[f"{name} weight"], percent)[1]
     part = metrics.photoz(middle, real[name].z_spec)
+    table.append({"sample": f"{name}, zero points refined", "prior": "pop-cosmos", "emulator": "ours", **part})
     factor = -2.5 * better[f"{name} factor"][:, real[name].flux.isfinite().any(0)].log10()
     print(f"{name}, zero points refined: {', '.join(f'{key} {value:.4g}' for key, value in part.items())}; "
           f"largest correction {factor.abs().max():.2f} mag, halves agree to {(factor[0] - factor[1]).abs().median():.3f} mag")  # fmt: skip
 
 # %%
+this.artefact("sky_scores", lambda: ({"none": torch.zeros(1)}, {"rows": table}), parameters={"rows": table}, inputs=[seen])
 if "cosmos" in spectroscopic:
     ours = scored["cosmos, pop-cosmos prior"]
     assert ours["sigma_mad"] <= 0.02, f"sigma_MAD of the COSMOS2020 galaxies {ours['sigma_mad']:.4f}: zero points or the emulator"
@@ -278,8 +294,9 @@ if "cosmos" in spectroscopic:
     assert ours["outliers"] <= 0.06, f"{ours['outliers']:.1%} outliers among COSMOS2020 galaxies within r < 25, where the population holds"
 if "kids" in spectroscopic:
     ours = scored["kids, pop-cosmos prior"]
-    assert ours["nmad"] < published["nmad"], f"NMAD {ours['nmad']:.4f} of the KiDS galaxies is not below that of BPZ"
-    assert ours["outliers"] < published["outliers"], f"{ours['outliers']:.1%} outliers among the KiDS galaxies are not below those of BPZ"
+    limit = {"nmad": min(published["nmad"], 0.048), "outliers": min(published["outliers"], 0.084)}  # BPZ on these galaxies, and on all
+    assert ours["nmad"] < limit["nmad"], f"NMAD {ours['nmad']:.4f} of the KiDS galaxies is not below that of BPZ"
+    assert ours["outliers"] < limit["outliers"], f"{ours['outliers']:.1%} outliers among the KiDS galaxies are not below those of BPZ"
 
 # %% tags=["figure"]
 note = {name: f"$\\sigma_\\mathrm{{MAD}}$ = {scored[name]['sigma_mad']:.3f}\noutliers {scored[name]['outliers']:.1%}" for name in panels}

@@ -1,6 +1,7 @@
 """Command line: ``python -m popcosmos_lib run|mock|fit|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -79,9 +80,9 @@ def _weights(options):
 
 
 def _tables(options):
-    from popcosmos_lib import tables
+    from popcosmos_lib import pages
 
-    tables.update()
+    pages.update()
 
 
 def main(words=None):
@@ -117,7 +118,8 @@ def main(words=None):
     fit.add_argument("--draws", type=int, default=0, metavar="N", help="also write N weighted draws a galaxy to <out>_draws.parquet")
     fit.add_argument("--plots", metavar="page.pdf", help="summary page (default: beside --out)")
     fit.add_argument("--chunk", type=int, default=256, metavar="N", help="galaxies fitted and saved at a time (default: 256)")
-    fit.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine, through Dask (default: 1, without it)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fit.add_argument("--workers", type=int, default=cores, metavar="N", help="processes on this machine, through Dask (default: its cores)")
     fit.add_argument("--scheduler", metavar="tcp://...", help="Dask scheduler of a cluster; for SLURM see popcosmos_lib/cluster.py")
     fit.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     fit.add_argument("--profile", **published)

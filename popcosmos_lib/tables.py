@@ -1,104 +1,21 @@
-"""Tables of README.md and REPRODUCING.md, generated between ``<!-- generated:NAME -->`` and ``<!-- /generated -->``.
-
-Each comes from committed files only (declared figures, collected records, the data manifest, the notebooks and their profiles, the results
-of ``make bench``), so that a test can say whether the committed text is the generated one.
-"""
+"""Results of ``make bench`` as Markdown tables, each with a line on where it was measured; ``pages`` puts them where they are read."""
 
 import json
-import re
-from functools import partial
 from statistics import median
 
-from popcosmos_lib import data, figures, notebook, store
+from popcosmos_lib import store
 from popcosmos_lib.closure import table as closure_table
 
 __all__ = [
-    "PAGES", "TABLES", "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "release", "update",
-    "updated",
+    "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "markdown", "mocks", "release", "sky",
 ]  # fmt: skip
 
-PAGES = ["README.md", "REPRODUCING.md"]
-_BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
 
-
-def update():
-    """Rewrite the marked blocks of every page that changed."""
-    for page in PAGES:
-        path = store.home() / page
-        text = path.read_text()
-        fresh = updated(text)
-        if fresh != text:
-            store.write_text(path, fresh)
-            print(f"tables of {page} regenerated")
-
-
-def updated(text):
-    """A page with its marked blocks generated anew.
-
-    Raises
-    ------
-    ValueError
-        If a marker names no table.
-    """
-
-    def block(match):
-        if match[2] not in TABLES:
-            raise ValueError(f"no generated table {match[2]!r}: there are {', '.join(TABLES)}")
-        return f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}"
-
-    return _BLOCK.sub(block, text)
-
-
-def _table(head, rows):
+def markdown(head, rows):
+    """Rows of cells below a header, as Markdown."""
     cells = [" ".join(str(cell).split()).replace("|", "\\|") for row in rows for cell in row]
     lines = [cells[i : i + len(head)] for i in range(0, len(cells), len(head))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-
-
-def _figures():
-    rows = [
-        (f"[{id}](figures/{id}.png)", f"[{entry['notebook']}](notebooks/{entry['notebook']}.ipynb)", _paper(entry), entry["status"])
-        for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"])
-    ]
-    return _table(["figure", "notebook", "paper figure", "status"], rows)
-
-
-def _paper(entry):
-    number = str(entry.get("number") or "")
-    return f"{entry['paper']} fig{'' if number.isalnum() else 's'}. {number}" if number else entry["paper"]
-
-
-def _runtimes():
-    path = store.home() / "figures" / "records.json"
-    if not path.exists():
-        return "Nothing measured yet: `make figures` fills this table."
-    records = json.loads(path.read_text())
-    seconds = {name: record["wall_s"] + record["stored_s"] for name, record in records.items()}  # as if nothing were stored
-    memory = {name: record["peak_mb"] / 1e3 for name, record in records.items()}
-    rows = [(name, f"{seconds[name]:.0f} s", f"{memory[name]:.1f} GB", ", ".join(records[name]["outputs"]) or "none") for name in records]
-    rows.append(("all", f"{sum(seconds.values()) / 60:.0f} min", f"{max(memory.values()):.1f} GB", ""))
-    devices = sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()})
-    counts = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
-    return _table(["notebook", "time", "peak memory", "artefacts"], rows) + f"\n\nMeasured on {', '.join(devices)}; threads: {counts}."
-
-
-def _parameters():
-    rows = []
-    for name in notebook.names():
-        changed = {profile: notebook.injected(profile, name) for profile in ("smoke", "full")}
-        for item in notebook.parameters(notebook.path(name)):
-            if item.name != "profile":
-                values = [changed["smoke"].get(item.name, item.value), item.value, changed["full"].get(item.name, item.value)]
-                rows.append((name, f"`{item.name}`", item.meaning, *(f"`{value}`" for value in values)))
-    return _table(["notebook", "parameter", "meaning", "smoke", "fast", "full"], rows)
-
-
-def _data():
-    rows = [
-        (f"[`{item.id}`]({item.page})", item.what, data.size(item), item.licence, item.citation, item.needed_by)
-        for item in data.manifest().values()
-    ]
-    return _table(["id", "what", "size", "licence", "cite", "needed by"], rows)
 
 
 def benchmark(name):
@@ -155,7 +72,7 @@ def engines(measured):
     where += f"; medians of {measured['rounds']} rounds in which the engines took turns."
     if measured["load"] > 1:
         where += f" Other jobs were running (load {measured['load']:.1f} at the start): the rates are lower limits."
-    return f"{_table(head, lines)}\n\nMeasured on {where}"
+    return f"{markdown(head, lines)}\n\nMeasured on {where}"
 
 
 def choices(measured):
@@ -183,7 +100,7 @@ def choices(measured):
     notes += f"draws uniform in the bounds. Baseline: {size['n_train']:,} galaxies, {size['steps']:,} steps, hidden {hidden}. "
     notes += f"Measured on {measured['device']['cpu']}, one thread, {measured['date']}, torch {measured['versions']['torch']}, load "
     notes += f"{measured['load']:.1f} at the start; times in CPU seconds."
-    return f"{_table(head, lines)}\n\n{notes}"
+    return f"{markdown(head, lines)}\n\n{notes}"
 
 
 def _rounded(number):
@@ -209,7 +126,7 @@ def agreement(measured):
         sizes = ["-"] * 5 if row["missing"] else [_small(row[kind]) for kind in ("median", "p95", "p99", "largest")] + [f"{row['n']:,}"]
         what = (row["engine"], f"not measured: {row['missing']}", "") if row["missing"] else (row["engine"], row["what"], row["note"])
         lines.append([*what[:2], *sizes, what[2]])
-    text = _table(["against", "what is compared", "median", "95 %", "99 %", "largest", "of", ""], lines)
+    text = markdown(["against", "what is compared", "median", "95 %", "99 %", "largest", "of", ""], lines)
     text += "\n\nSizes of the differences in magnitudes.\n\n"
     bands = [row for row in measured["networks"] if not row.get("missing")]
     if bands:
@@ -217,7 +134,7 @@ def agreement(measured):
         for kind, what in (("offset", "offset of a band (median of ours minus theirs)"), ("sigma", "robust sigma of a band")):
             worst = max(bands, key=lambda row: abs(row[kind]))
             lines.append([what, f"{median(abs(row[kind]) for row in bands):.3f} mag", f"{worst[kind]:.3f} mag ({worst['band']})"])
-        text += _table(["against the public networks", f"median of {len(bands)} bands", "worst band"], lines)
+        text += markdown(["against the public networks", f"median of {len(bands)} bands", "worst band"], lines)
     else:
         text += f"Public networks not measured: {measured['networks'][0]['missing']}"
     return f"{text}\n\nMeasured on {_where(measured)}; one thread."
@@ -244,10 +161,10 @@ def inference(measured):
         distances = [f"{value:.3f}" for value in (max(row["ranks"][:-1]), row["ranks"][-1], row["limit"], row["spread"])]
         cost = [f"{row['seconds']:.2f}", f"{row['gpu_ms']:.1f}" if row.get("gpu_ms") else "-"]
         lines.append([row["sample"], row["n"], *shares, *distances, *cost, f"{row['flagged']:.1%}"])
-    text = _table([*head, "CPU s per galaxy", "GPU ms", "flagged"], lines) + "\n\n"
+    text = markdown([*head, "CPU s per galaxy", "GPU ms", "flagged"], lines) + "\n\n"
     share = lambda value: "-" if value is None else f"{value:.0%}"  # noqa: E731
     lines = [[row["kind"], row["n"], share(row["flagged"]), share(row["possible"])] for row in measured["oddities"]]
-    text += _table(["planted", "n", "flagged", "if the truth were known"], lines) + "\n\n"
+    text += markdown(["planted", "n", "flagged", "if the truth were known"], lines) + "\n\n"
     lines = []
     for row in measured["rows"]:
         if row["missing"]:
@@ -257,7 +174,7 @@ def inference(measured):
         scores = [f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
         lines.append([row["engine"], f"{row['seconds']:.2f}", *offsets, *scores, row.get("note", "")])
     head = ["engine", "CPU s per galaxy", "z", "mass", "SFR", "largest of these", "worst of 16 parameters", "sigma_MAD", "outliers", ""]
-    text += _table(head, lines) + "\n\nOffsets of the medians from those of converged runs, in posterior sigma: rms over the galaxies, "
+    text += markdown(head, lines) + "\n\nOffsets of the medians from those of converged runs, in posterior sigma: rms over the galaxies, "
     text += "but for the largest single one. "
     return f"{text}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
@@ -280,12 +197,12 @@ def catalogue(measured):
     shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains", "quiet", "outliers")]
     line = [f"{row['n']:,}", f"{hours:.2f}", f"{row['n'] / hours:,.0f}", f"{row['cpu_s'] / row['n']:.2f}", *shares]
     head = ["galaxies", "core hours", "galaxies per core hour", "CPU s per galaxy", "k-hat < 0.7", "400 draws", "needed chains"]
-    text = _table([*head, "no flag", "outliers", "sigma_MAD"], [[*line, f"{row['sigma_mad']:.4f}"]]) + "\n\n"
+    text = markdown([*head, "no flag", "outliers", "sigma_MAD"], [[*line, f"{row['sigma_mad']:.4f}"]]) + "\n\n"
     lines = []
     for name, n in (("a deep field, 3 x 10^5", 3e5), ("a survey, 10^9", 1e9)):
         larger = hours * n / row["n"]
         lines.append([name, _rounded(larger), _rounded(larger / 1000 / 24), f"{row['bytes'] * n / 1e9:,.1f} GB"])
-    text += _table(["would be", "core hours", "days of 1,000 cores", "output"], lines)
+    text += markdown(["would be", "core hours", "days of 1,000 cores", "output"], lines)
     text += "\n\nIf those galaxies cost what these do (26 bands, r < 25), cores are like these and all busy; galaxies do not wait for one "
     runs = "One run" if row["runs"] == 1 else f"{row['runs']} runs, one after the other"
     text += "another. The fit allows for the errors of real photometry, at least 3 %, which the mock does not have. "
@@ -313,7 +230,7 @@ def codes(measured):
         scores = [f"{row['median']:+.4f}", f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
         lines.append([row["code"], row["n"], _rounded(row["seconds"]), f"{row['start']:.0f}", *scores, row["note"]])
     head = ["code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
-    return f"{_table(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
+    return f"{markdown(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
 def closure(measured):
@@ -335,8 +252,54 @@ def closure(measured):
         if row["verdict"]:
             limits = [f"{row[name]:g}" for name in ("bar", "goal")]
             lines.append([row["test"], row["unit"], *limits, *(f"{row[name]:.3f}" for name in scores), row["verdict"]])
-    text = _table(["test", "unit", "bar", "goal", *scores, "calibrated reaches"], lines)
+    text = markdown(["test", "unit", "bar", "goal", *scores, "calibrated reaches"], lines)
     return f"{text}\n\n{measured['n']:,} galaxies with r < 25 on either side. Measured on {_where(measured)}."
+
+
+def mocks(measured):
+    """Mock galaxies per second, survey by survey, and what a stream of them to disk costs.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("mocks")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    stages = ["population", "photometry", "noise", "derived", "drawn", "selected"]
+    rows = [[row["survey"], row["selection"], row["bands"], *(_rounded(row[key]) for key in stages)] for row in measured["rows"]]
+    head = ["survey", "selection", "bands", *(f"{stage} /s" for stage in stages)]
+    streams = (f"{one['n']:,} galaxies in {one['wall_s']:.0f} s and {one['peak_bytes'] / 1e9:.2f} GB" for one in measured["streams"])
+    text = markdown(head, rows) + f"\n\nTo disk, start of the process included: {'; '.join(streams)} of memory at most. "
+    return text + f"Measured on {measured['device']['gpu'] or _where(measured)}, {measured['threads']} threads."
+
+
+def sky(measured):
+    """Redshifts of real galaxies, sample by sample, as two tables: their scores, and what the photometry says of the outliers.
+
+    Parameters
+    ----------
+    measured : dict
+        ``benchmark("sky")``.
+
+    Returns
+    -------
+    str
+        Markdown, with a line on where it was measured.
+    """
+    styles = {"median": "+.4f", "sigma_mad": ".4f", "nmad": ".4f", "outliers": ".1%", "outliers_rail": ".1%", "crps": ".4f", "pit": ".2f"}
+    styles |= {"flagged": ".1%"}
+    about, rows = ["sample", "prior", "emulator", "n"], []
+    for row in measured["rows"]:
+        if "n" in row:
+            rows.append([*map(row.get, about), *(format(row[key], style) if key in row else "-" for key, style in styles.items())])
+    text = markdown([*about, "median", "sigma_MAD", "NMAD", "outliers", "of RAIL", "CRPS", "PIT KS", "flagged"], rows)
+    rows = [[row["sample"], row["wrong"], row["wrong"] - row["uncontradicted"]] for row in measured["rows"] if "wrong" in row]
+    text += "\n\n" + markdown(["sample", "outliers", "whose reference redshift the photometry contradicts"], rows)
+    return f"{text}\n\nMeasured on {_where(measured)}."
 
 
 def release(measured):
@@ -360,12 +323,12 @@ def release(measured):
     for row in measured["rows"]:
         rows.append([f"{row['batch']:,}", *(f"{row[kind]:.2f}" if "ratio" in kind else _rounded(row[kind]) for kind in kinds)])
     bound, errors = measured["bound"], measured["flux_errors"]
-    text = _table(head, rows) + f"\n\nLargest difference between the two: {measured['apart']:.1e} mag over {measured['n']:,} galaxies. "
+    text = markdown(head, rows) + f"\n\nLargest difference between the two: {measured['apart']:.1e} mag over {measured['n']:,} galaxies. "
     text += f"A galaxy costs {bound['flop'] / 1e6:.2f} Mflop of products; this core multiplies large matrices at "
     text += f"{bound['peak'] / 1e9:.0f} Gflop/s, so they alone allow {_rounded(bound['most'])} galaxies/s: "
     text += f"{bound['ratio']:.2f} times the loop at batch {bound['batch']:,}.\n\n"
     rows = [[row["steps"], _rounded(row["rate"]), f"{row['wrong']:.4f}"] for row in errors["rows"]]
-    text += _table(["steps of the flux errors", "galaxies/s", "rms error of ln sigma"], rows)
+    text += markdown(["steps of the flux errors", "galaxies/s", "rms error of ln sigma"], rows)
     text += f"\n\nln sigma itself scatters by {errors['scatter']:.2f}. Measured on {_where(measured)}; one thread, medians of "
     text += f"{measured['rounds']} rounds in which the engines took turns."
     return text + (f" Other jobs were running (load {measured['load']:.1f} at the start)." if measured["load"] > 1 else "")
@@ -377,16 +340,3 @@ def _small(size):
 
 def _where(measured):
     return f"{measured['device']['cpu']}, {measured['date']}, torch {measured['versions']['torch']}"
-
-
-def _measured(table):
-    try:
-        return table(benchmark(table.__name__))
-    except FileNotFoundError:
-        return f"Nothing measured yet: `python benchmarks/{table.__name__}.py` fills this table."
-
-
-TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
-TABLES |= {
-    table.__name__: partial(_measured, table) for table in (engines, choices, agreement, release, inference, codes, catalogue, closure)
-}

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from popcosmos_lib import notebook, publish, tables
+from popcosmos_lib import notebook, pages, publish
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"fast": ROOT / "notebooks", "smoke": ROOT / "tests" / "notebooks" / "reference"}
@@ -50,10 +50,10 @@ def test_checked_cells_print_something():
                 assert "".join(output.get("text", "") for output in cell.outputs).strip(), f"{path.name}: {cell.id} checks nothing"
 
 
-@pytest.mark.parametrize("page", tables.PAGES)
+@pytest.mark.parametrize("page", pages.PAGES)
 def test_tables_are_generated(page):
     text = (ROOT / page).read_text()
-    assert tables.updated(text) == text, f"`make tables` and commit {page}"
+    assert pages.updated(text) == text, f"`make tables` and commit {page}"
 
 
 def test_the_manifest_matches_the_figures():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import emulator, features, priors, sps, store, tables, universe
+from popcosmos_lib import emulator, features, pages, priors, sps, store, tables, universe
 from popcosmos_lib.figures import emulation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def test_the_table_counts_from_fsps():
 
 
 def test_what_was_never_measured_is_said(home):
-    assert all(f"benchmarks/{name}.py" in tables.TABLES[name]() for name in ("engines", "choices"))
+    assert all(f"benchmarks/{name}.py" in pages.TABLES[name]() for name in ("engines", "choices"))
     with pytest.raises(FileNotFoundError, match="make bench"):
         tables.benchmark("engines")
 

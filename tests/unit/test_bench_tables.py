@@ -9,7 +9,7 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import closure, emulator, filters, population, survey, tables
+from popcosmos_lib import closure, emulator, filters, pages, population, survey, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +84,7 @@ def test_the_loop_is_shown_beside_all_bands_at_once():
 
 
 def test_what_was_never_measured_is_said(home):
-    assert all(f"benchmarks/{name}.py" in tables.TABLES[name]() for name in ("agreement", "release", "catalogue", "closure"))
+    assert all(f"benchmarks/{name}.py" in pages.TABLES[name]() for name in ("agreement", "release", "catalogue", "closure"))
 
 
 def test_the_committed_agreement_is_within_its_bars():
@@ -127,20 +127,56 @@ def test_the_published_population_is_within_its_bars_on_a_large_sky():
     assert "| missed |" not in table and "broad start" in table and f"{result['n']:,} galaxies" in table
 
 
+def test_table_of_the_sky_has_scores_and_outliers(monkeypatch, capsys, tmp_path):
+    row = {"sample": "kids", "prior": "pop-cosmos", "emulator": "ours", "n": 50, "median": 0.01, "sigma_mad": 0.02, "nmad": 0.018}
+    row |= {"outliers": 0.1, "outliers_rail": 0.12}
+    wrong = {"sample": "kids", "prior": "pop-cosmos", "emulator": "ours", "wrong": 5, "uncontradicted": 1}
+    text = tables.sky(DEVICE | {"rows": [row, wrong]})
+    assert "| kids | pop-cosmos | ours | 50 | +0.0100 | 0.0200 | 0.0180 | 10.0% | 12.0% | - | - | - |" in text
+    assert "| kids | 5 | 4 |" in text
+    monkeypatch.setenv("POPCOSMOS_DATA", str(tmp_path))
+    script("sky").main(tmp_path / "sky.json")
+    assert "not measured: data/cosmos2020" in capsys.readouterr().out and not (tmp_path / "sky.json").exists()
+
+
+def test_mocks_that_are_slow_or_grow_in_memory_are_told():
+    row = {"survey": "sky", "selection": "r<25", "bands": 26, "population": 9e4, "photometry": 5e4, "noise": 2e4, "derived": 3e4}
+    row |= {"drawn": 1e4, "selected": 9000.0}
+    streams = [{"n": 10, "wall_s": 1.0, "peak_bytes": 1e9}, {"n": 100, "wall_s": 5.0, "peak_bytes": 1.1e9}]
+    content = DEVICE | {"rows": [row], "streams": streams, "threads": 2}
+    missed = script("mocks").missed
+    assert "| sky | r<25 | 26 | 90,000 |" in tables.mocks(content) and "1.10 GB" in tables.mocks(content)
+    assert not list(missed(content))
+    row["selected"], streams[1]["peak_bytes"] = 2000.0, 2e9
+    assert len(list(missed(content))) == 2
+    row["selected"] = 9000.0
+    assert len(list(missed(content | {"device": {"cpu": "A chip", "gpu": "A card"}}))) == 2, "a GPU has a bar of its own"
+
+
+def test_the_committed_mocks_meet_their_bars():
+    result = committed("mocks")
+    assert not list(script("mocks").missed(result)) and [one["n"] for one in result["streams"]] == [100_000, 1_000_000]
+
+
 def test_table_of_inference_shows_what_is_missing_and_what_is_missed():
     gate = {"sample": "26 bands", "n": 9, "trusted": 1.0, "effective": 0.9, "chains": 0.1, "seconds": 1.5, "ranks": [0.1, 0.2, 0.3]}
-    gate |= {"limit": 0.25, "flagged": 0.04, "spread": 0.3}
+    gate |= {"limit": 0.25, "flagged": 0.04, "spread": 0.3, "gpu_ms": None}
     row = {"engine": "fine", "missing": None, "seconds": 1.0, "distance": 0.05, "largest": 0.2, "sigma_mad": 0.01, "outliers": 0.0}
-    row |= {"z": 0.05, "log10M_formed": 0.04, "log10SFR": 0.06}
+    row |= {"z": 0.05, "log10M_formed": 0.04, "log10SFR": 0.06, "worst_of_16": 0.3}
     odd = {"kind": "star", "n": 5, "flagged": 0.8, "possible": None}
     content = DEVICE | {"gates": [gate], "oddities": [odd], "rows": [row, {"engine": "gone", "missing": "not installed"}]}
     text = tables.inference(content)
-    assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 0.300 | 1.50 | 4.0% |" in text
+    assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 0.300 | 1.50 | - | 4.0% |" in text
     assert "| star | 5 | 80% | - |" in text
-    assert "| fine | 1.00 | 0.05 | 0.04 | 0.06 | 0.20 | 0.0100 | 0% |" in text and "not installed" in text
+    assert "| fine | 1.00 | 0.05 | 0.04 | 0.06 | 0.20 | 0.30 | 0.0100 | 0% |" in text and "not installed" in text
     problems = list(script("inference").missed(content))
     assert len(problems) == 3, "too few effective draws, ranks beyond the limit, stars that pass"
     assert any("effective" in line for line in problems) and any("0.300" in line for line in problems)
     gate |= {"effective": 0.96, "ranks": [0.1, 0.2, 0.2]}
     odd["flagged"] = 0.95
     assert not list(script("inference").missed(content))
+    exact = row | {"engine": "exact", "log10SFR": 0.2}
+    lost = content | {"rows": [exact, {"engine": "exact, 5 x the draws", "missing": "it broke"}]}
+    assert len(list(script("inference").missed(lost))) == 2, "a quantity too far from converged, and a row that is not there"
+    gate |= {"gpu_ms": 80.0, "flagged": 0.06}
+    assert len(list(script("inference").missed(content))) == 2

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import torch
 
-from popcosmos_lib import notebook, publish, run, store, tables
+from popcosmos_lib import notebook, pages, publish, run, store
 from popcosmos_lib.__main__ import main
 
 FAILING = """\
@@ -142,7 +142,7 @@ def test_from_notebook_to_published(tiny, capsys):
     assert str(tiny) not in json.dumps(record)
 
     assert main(["figures"]) == main(["copies"]) == 0
-    tables.update()
+    pages.update()
     row = "| [tiny](figures/tiny.png) | [01_tiny](notebooks/01_tiny.ipynb) | Alsing+24 fig. 1 | analogue |"
     assert row in (tiny / "README.md").read_text()
     assert "| 01_tiny | `n` | numbers drawn | `2` | `5` | `5` |" in (tiny / "REPRODUCING.md").read_text()
