@@ -28,8 +28,8 @@ n_galaxies: int = 20_000   # galaxies drawn from each model
 survey: str = "kids"       # kids, lsst-y1, or the path of a YAML file with a survey of your own; a mock of it is written
 n_mock: int = 5_000        # galaxies of that mock
 field_area: float = 1.27   # of the field whose cosmic variance is shown: COSMOS [deg2]
-max_error: float = 0.05    # largest |error of the mean redshift| / (1 + z) of r < 25
-max_bin_error: float = 0.1  # the same, in any tomographic bin of r < 25 and of the other surveys
+max_error: float = 0.015   # largest |error of the mean redshift| / (1 + z) of r < 25, of all galaxies and in each tomographic bin
+max_survey_error: float = 0.05  # the same of the KiDS-like and the LSST-like survey
 zcosmos: str = ""          # zCOSMOS-bright table, by its path or its place under POPCOSMOS_DATA, for a look at the real sky; empty for none
 templates: str = ""        # COSMOS2020 table with template redshifts (lp_zBEST), for the same; empty for none
 
@@ -162,13 +162,15 @@ spread = {title: np.std([which[name].density for name in members], 0, ddof=1) fo
 errors = {}
 for title, which in binned.items():
     (sky, sky_error, _), (model, model_error, _), (start, *_) = (which[name].moments for name in ("truth", "model", "start"))
-    ensemble = np.std([which[name].moments[0] for name in members], 0, ddof=1)
+    each = np.array([which[name].moments[0] for name in members])
     cosmic = variance.of_mean(which["truth"].density, middle, relative[title])
-    found = {"model": model - sky, "start": start - sky, "ensemble": ensemble, "sampling": np.hypot(sky_error, model_error)}
+    found = {"model": model - sky, "start": start - sky, "mean of members": each.mean(0) - sky}
+    found |= {"ensemble": each.std(0, ddof=1), "sampling": np.hypot(sky_error, model_error)}
     errors[title] = {name: value / (1 + sky) for name, value in (found | {"cosmic": cosmic}).items()}
 
 # %%
-worst = max(np.abs(error["model"][1:]).max() for title, error in errors.items() if title != beyond)
+worst = {title: float(np.abs(error["model"]).max()) for title, error in errors.items()}
+worst_survey = max(worst[titles[name]] for name in names)
 within = {}
 for title, which in binned.items():
     sigma = np.sqrt(spread[title][0] ** 2 + which["truth"].sampling[0] ** 2 + which["model"].sampling[0] ** 2)
@@ -187,8 +189,8 @@ this.report(
     sky_galaxies=f"about {round(len(sample.z), -2)}",
     surveys="; ".join(samples),
     ensemble=f"{len(members)} members",
-    mean_redshift_error_of_r25=f"within {max_error}: {abs(errors[first]['model'][0]) <= max_error}",
-    worst_tomographic_bin=f"within {max_bin_error}: {worst <= max_bin_error}",
+    mean_redshifts_of_r25=f"within {max_error}, of all and in each bin: {worst[first] <= max_error}",
+    mean_redshifts_of_the_other_two_surveys=f"within {max_survey_error}: {worst_survey <= max_survey_error}",
     mock_of_the_survey=f"{len(catalogue.data)} galaxies of {catalogue.meta['survey']}, {catalogue.meta['selection']}",
 )
 
@@ -196,7 +198,7 @@ this.report(
 for title, error in errors.items():
     print(f"{title}: {len(samples[title]['truth'].z)} sky galaxies; columns: all, then bins 1 to 4; errors of <z> over 1 + z")
     print("  <z> of the sky   ", "  ".join(f"{value:7.3f}" for value in binned[title]["truth"].moments[0]))
-    for name in ("model", "start", "ensemble", "sampling", "cosmic"):
+    for name in ("model", "mean of members", "start", "ensemble", "sampling", "cosmic"):
         print(f"  {name:17s}", "  ".join(f"{value:+7.4f}" for value in error[name]))
     print(f"  n(z) of the sky within twice ensemble and sampling error: {within[title]:.0%} of the redshift bins")
 print("beyond the model, r > 25:", ", ".join(f"{share:.2%} of {titles[name]}" for name, share in lost.items()))
@@ -207,7 +209,8 @@ print(f"the sky's own galaxies through the forward model: {again.mean():.1%} pas
 
 # %%
 assert abs(errors[first]["model"][0]) <= max_error, "the mean redshift of the calibrated survey is off: photometry alone did not pin it"
-assert worst <= max_bin_error, "a tomographic bin has a wrong mean redshift: colours and redshifts are joined wrongly in the model"
+assert worst[first] <= max_error, "a tomographic bin has a wrong mean redshift: colours and redshifts are joined wrongly in the model"
+assert worst_survey <= max_survey_error, "other filters and depths show galaxies that the model has not learned, or its emulator is off"
 assert binned[titles["kids"]]["truth"].moments[0, 0] < sample.z.mean(), "a shallower survey must be nearer"
 assert binned[titles["kids"]]["model"].moments[0, 0] < binned[first]["model"].moments[0, 0], "and the model must know it"
 assert np.all(np.diff(by_area) < 0), "a larger field must have less cosmic variance"

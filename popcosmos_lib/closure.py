@@ -19,11 +19,12 @@ from popcosmos_lib import metrics, parameters, transport
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.filters import SHORT
 
-__all__ = ["BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", "broad_colours", "table", "verdicts", "widths"]
+__all__ = ["AGREE", "BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", "apart", "broad_colours", "table", "verdicts", "widths"]
 
 BROAD = ("u", "g", "r", "i", "z", "Y", "J", "H", "Ks", "Ch1")  # the nine adjacent colours are those of Thorp+25 appendix D
 RANGES = ((0.0, 0.5), (0.5, 1.0), (1.0, 6.0))  # redshifts in which mass and star-formation rate are tested apart
 CONSTRAINED = math.sqrt(0.5)  # posterior over prior width below which data, not the prior, decide: they halve the variance
+AGREE = 0.1  # KS distance of two calibrations, from two priors, up to which the prior no longer speaks
 _COMPONENTS = 6
 _BINS = 4  # tomographic: quartiles of observed r - i
 _SPLITS = 4  # random halves of the truth behind one floor
@@ -304,3 +305,8 @@ def widths(draws):
     if draws.ndim != 3 or draws.shape[1] < 2:
         raise ValueError(f"draws of shape (n, k >= 2, 16) are needed to measure a width; got {tuple(draws.shape)}")
     return (draws.var(1).mean(0) / draws.flatten(0, 1).var(0)).sqrt()
+
+
+def apart(x, y):
+    """KS distance of two samples of galaxies, (n, 16) and (m, 16), in each parameter: (16,)."""
+    return torch.tensor([metrics.ks(a, b) for a, b in zip(x.T, y.T, strict=True)])

@@ -158,6 +158,15 @@ class ForwardModel:
             flux = flux * torch.where(fixed, 0.0, self.log_zero_point.to(theta)).exp()
         return flux
 
+    @property
+    def error(self):
+        """Error of the emulator's magnitudes, (26,), or None."""
+        return getattr(self.emulator, "error", None)
+
+    def magnitudes(self, theta):
+        """Apparent AB magnitudes (n, 26) on the catalogue's zero points: ``inference.fit`` takes this model for an emulator."""
+        return filters.magnitude_from_flux(self.flux(theta))
+
     def _line_change(self, theta):
         if not hasattr(self.emulator, "line_flux"):
             raise ValueError(

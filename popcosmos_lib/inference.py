@@ -90,7 +90,7 @@ def fit(
     engine : {"exact", "ensemble"}
         Importance sampling from an amortised proposal, or the papers' affine-invariant walkers.
     emulator : object with ``magnitudes(theta)``, optional
-        By default the one of ``profile``.
+        By default the one of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration.
     population : Population, optional
         By default the one of ``profile``; not used under "prospector".
     guess : proposal.Proposal, optional

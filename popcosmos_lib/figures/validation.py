@@ -148,7 +148,7 @@ def components(variance, vectors, labels, p, curves):
     return fig
 
 
-def parameters(truth, prior, model, labels, width, constrained, names=("truth, held out", "prior, as selected", "calibrated model")):
+def parameters(truth, prior, model, labels, width, apart, decided, names=("truth, held out", "prior, as selected", "calibrated model")):
     """The 16 parameters in three samples; those that photometry leaves to the prior stand on a tinted ground.
 
     Parameters
@@ -157,10 +157,10 @@ def parameters(truth, prior, model, labels, width, constrained, names=("truth, h
         Galaxies that pass one selection: of the sky, of the prior, of the calibrated model.
     labels : list of str
         Axis labels.
-    width : ndarray of shape (16,)
-        Posterior over prior width, see ``closure.widths``.
-    constrained : float
-        Width below which data decide.
+    width, apart : ndarray of shape (16,)
+        Posterior over prior width, see ``closure.widths``; KS distance of two calibrations from two priors.
+    decided : ndarray of shape (16,), bool
+        Whether photometry decides.
     names : sequence of str
         What the three samples are called.
 
@@ -173,8 +173,8 @@ def parameters(truth, prior, model, labels, width, constrained, names=("truth, h
     for i, (axis, label) in enumerate(zip(axes.flat, labels, strict=True)):
         edges = np.linspace(*np.percentile(np.concatenate([truth[:, i], model[:, i]]), [0.3, 99.7]), 40)
         _histograms(axis, edges, truth[:, i], model[:, i], prior[:, i])
-        axis.set_facecolor("w" if width[i] < constrained else "#fdf1d8")
-        axis.set_title(f"width {width[i]:.2f}" + ("" if width[i] < constrained else ", prior"), fontsize=7, loc="right", pad=2)
+        axis.set_facecolor("w" if decided[i] else "#fdf1d8")
+        axis.set_title(f"width {width[i]:.2f}, starts {apart[i]:.2f}", fontsize=7, loc="right", pad=2)
         top = 1.12 * max(np.histogram(values[:, i], edges, density=True)[0].max() for values in (truth, model))
         axis.set(xlabel=label, yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, top))
         axis.xaxis.set_major_locator(plt.MaxNLocator(4))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Normal, Sky, Toy
 
-from popcosmos_lib import exact, inference, likelihood, metrics, parameters, photoz, priors, proposal, trials
+from popcosmos_lib import exact, inference, likelihood, metrics, parameters, photoz, population, priors, proposal, survey, trials
 
 N = 40
 OPTIONS = {"emulator": Toy(), "population": Normal(), "floor": 0.02, "seed": 4}
@@ -93,6 +93,20 @@ def test_known_redshifts_are_kept_and_tell_more_of_the_rest(trial, guess, result
     known = inference.fit(trial.flux[few], trial.flux_err[few], guess=guess[0], redshift=z, **OPTIONS)
     apart = (known.samples[:3, :, -1] - z[:3, None]).abs() / (1 + z[:3, None])
     assert float(apart.max()) < 0.012 and torch.equal(known.samples[3], result.samples[3])
+
+
+def test_zero_points_of_a_calibration_are_applied(trial, guess, result):
+    """Measured on other zero points and fitted with these, galaxies are the same galaxies."""
+    few, shift = slice(0, 3), torch.zeros(26)
+    shift[[0, 7]] = torch.tensor([0.1, -0.05])
+    there = population.ForwardModel(Toy(), survey.truth()).corrected(shift, torch.zeros(44))
+    measured = [values[few] * shift.exp() for values in (trial.flux, trial.flux_err)]
+    found = inference.fit(*measured, guess=guess[0], **(OPTIONS | {"emulator": there})).summary
+    for name in ("z", "log10M_formed", "dust2"):
+        width = (result.summary[f"{name}_q84"] - result.summary[f"{name}_q16"])[few] / 2
+        apart = (found[f"{name}_q50"] - result.summary[f"{name}_q50"][few]) / width
+        assert np.abs(apart).max() < 0.35, (name, apart)
+    assert np.allclose(found["chi2"], result.summary["chi2"][few], rtol=0.3) and list(found["flags"]) == list(result.summary["flags"][few])
 
 
 def test_zero_points_of_two_bands_are_found_by_the_other_half(trial, guess):
