@@ -238,8 +238,8 @@ def referred():
     return fitted
 
 
-sources = digests | {"sky": seen.sha256}
-again = this.artefact("referred", referred, version=3, parameters={"n": n_real, "n_draws": n_draws}, inputs=sources).data
+origins = digests | {"sky": seen.sha256}
+again = this.artefact("referred", referred, version=3, parameters={"n": n_real, "n_draws": n_draws}, inputs=origins).data
 
 # %%
 left = dict.fromkeys(wrong, 0)
@@ -248,7 +248,8 @@ for name, outliers in wrong.items():
     for i, row in enumerate(outliers.tolist()):
         there, here = float(again[name][i]), float(free[row])
         left[name] += there < here + 30
-        print(f"{real[name].id[row]}: reference z {reference[row]:.3f}, posterior {chosen[name][row]:.2f}, chi2 {there:.0f} and {here:.0f}")
+        ways = [f"{z_phot[row]:.2f} ({prior}, {engine})" for (sample, prior, engine), z_phot in median.items() if sample == name]
+        print(f"{real[name].id[row]}: reference z {reference[row]:.3f}, posteriors {', '.join(ways)}; chi2 {there:.0f} and {here:.0f}")
     print(f"{name}: {len(outliers)} outliers of {len(reference)}, {left[name]} that the photometry does not contradict")
     table.append({"sample": name, "prior": "pop-cosmos", "emulator": "ours", "wrong": len(outliers), "uncontradicted": left[name]})
 
