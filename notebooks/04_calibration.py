@@ -270,7 +270,8 @@ model = population.Population.from_state(final.data).to(device)
 # ## Score against the half that it never saw
 #
 # Mock galaxies of each model, selected like the catalogue, against the held-out half: photometry and, on a mock, the true parameters. The
-# floor is what two halves of one sky differ by. Notebook 05 shows every test; here are its worst score of each kind.
+# floor is what two halves of one sky differ by. Here are the worst scores of each kind of what this profile trained; notebook 05 shows
+# every test, and holds the published populations, those of `full`, to the bars themselves.
 
 # %%
 test = closure.Closure(held.flux, truth)
