@@ -23,7 +23,7 @@ __all__ = ["AGREE", "BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", 
 
 BROAD = ("u", "g", "r", "i", "z", "Y", "J", "H", "Ks", "Ch1")  # the nine adjacent colours are those of Thorp+25 appendix D
 RANGES = ((0.0, 0.5), (0.5, 1.0), (1.0, 6.0))  # redshifts in which mass and star-formation rate are tested apart
-CONSTRAINED = math.sqrt(0.5)  # posterior over prior width below which data, not the prior, decide: they halve the variance
+CONSTRAINED = 0.5  # posterior over prior width below which data, not the prior, decide
 AGREE = 0.1  # KS distance of two calibrations, from two priors, up to which the prior no longer speaks
 _COMPONENTS = 6
 _BINS = 4  # tomographic: quartiles of observed r - i
