@@ -169,7 +169,7 @@ def posteriors(
     for rows in torch.arange(len(flux)).split(_GALAXIES[flux.device.type]):
         known = None if redshift is None else redshift[rows]
         target = Target(flux[rows], flux_err[rows], floor, proposal, population, emulator, known)
-        settled = _Settled(target, Streams([seeds[i] for i in rows.tolist()], flux.device), n_draws)
+        settled = _Settled(target, Streams([seeds[i] for i in rows.tolist()], flux.device), n_draws, min(ess, ESS))
         spare = 1.0 if population is None else _SPARE
         importance.sample(target, settled.streams, draws=draws, rounds=rounds, ess=ess, khat=KHAT, count=settled, spare=spare)
         found += [settled.posteriors[row] for row in range(len(rows))]
@@ -181,8 +181,8 @@ def posteriors(
 class _Settled:
     """Posteriors of the galaxies whose importance sampling has ended; called, it adds some and gives their effective draws."""
 
-    def __init__(self, target, streams, n_draws):
-        self.target, self.streams, self.n_draws, self.posteriors = target, streams, n_draws, {}
+    def __init__(self, target, streams, n_draws, enough):
+        self.target, self.streams, self.n_draws, self.enough, self.posteriors = target, streams, n_draws, enough, {}
 
     def __call__(self, rows, results):
         part = [self._kept(row[None], result) for row, result in zip(rows, results, strict=True)]
@@ -198,7 +198,7 @@ class _Settled:
         stream = self.streams.of(row.tolist())
         kept, weight = importance.thin(result.log_weight, self.n_draws, float(stream.uniform(1)))
         one = Posterior(result.extra[kept], weight, None, result.ess, result.khat, torch.nan, "importance")
-        if (result.khat >= KHAT or result.ess < ESS) and self.target.plausible(one, row):
+        if (result.khat >= KHAT or result.ess < self.enough) and self.target.plausible(one, row):
             one = _walk(self.target, row, result, stream, self.n_draws)
         return one
 
