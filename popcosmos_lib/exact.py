@@ -2,9 +2,9 @@
 
 Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
 left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. Where the weights cannot be
-trusted although the galaxy is fitted well, Hamiltonian chains walk in the same coordinates. A flow stands for the density of the
-population meanwhile; the draws that are kept are weighted by the population itself, and sampling goes on until enough are left. Introduced
-in notebook 07.
+trusted, or draws stay too few, although the galaxy is fitted well, Hamiltonian chains walk in the same coordinates. A flow stands for the
+density of the population meanwhile; the draws that are kept are weighted by the population itself, and sampling goes on until enough are
+left. Introduced in notebook 07.
 
 References
 ----------
