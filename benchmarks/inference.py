@@ -9,6 +9,7 @@ from the converged ones, and redshift scores. Each engine that is missing leaves
 (benchmarks/results/inference.json); exits with 1 where a bar is missed.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -212,13 +213,11 @@ def missed(content):
     for row in content["oddities"]:
         if row["flagged"] < BARS["caught"]:
             yield f"{row['kind']}: {row['flagged']:.2f} flagged, bar {BARS['caught']}"
-    for row in content["rows"]:
-        if row["engine"].startswith("exact"):
-            for key in FOLLOWED if row["missing"] is None else ():
-                if row[key] > BARS["distance"]:
-                    yield f"{row['engine']}: {key} {row[key]:.3f} sigma from the converged runs, bar {BARS['distance']}"
-            if row["missing"]:
-                yield f"{row['engine']}: {row['missing']}"
+    ours = [row for row in content["rows"] if row["engine"].startswith("exact")]
+    yield from (f"{row['engine']}: {row['missing']}" for row in ours if row["missing"])
+    for row, key in itertools.product((row for row in ours if not row["missing"]), FOLLOWED):
+        if row[key] > BARS["distance"]:
+            yield f"{row['engine']}: {key} {row[key]:.3f} sigma from the converged runs, bar {BARS['distance']}"
 
 
 def main(target, n=500):

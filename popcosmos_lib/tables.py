@@ -159,7 +159,7 @@ def inference(measured):
     for row in measured["gates"]:
         shares = [f"{row[key]:.1%}" for key in ("trusted", "effective", "chains")]
         distances = [f"{value:.3f}" for value in (max(row["ranks"][:-1]), row["ranks"][-1], row["limit"], row["spread"])]
-        cost = [f"{row['seconds']:.2f}", f"{row['gpu_ms']:.1f}" if row.get("gpu_ms") else "-"]
+        cost = [f"{row['seconds']:.2f}", f"{row['gpu_ms']:.1f}" if row["gpu_ms"] else "-"]
         lines.append([row["sample"], row["n"], *shares, *distances, *cost, f"{row['flagged']:.1%}"])
     text = markdown([*head, "CPU s per galaxy", "GPU ms", "flagged"], lines) + "\n\n"
     share = lambda value: "-" if value is None else f"{value:.0%}"  # noqa: E731
