@@ -9,7 +9,6 @@ from the converged ones, and redshift scores. Each engine that is missing leaves
 (benchmarks/results/inference.json); exits with 1 where a bar is missed.
 """
 
-import itertools
 import json
 import sys
 import time
@@ -40,8 +39,6 @@ from popcosmos_lib import (
 
 FLOOR = 0.01
 QUANTITIES = (*parameters.NAMES, "log10SFR")
-FOLLOWED = ("z", "log10M_formed", "log10SFR")  # those with a bar
-BARS = {"trusted": 0.98, "effective": 0.95, "seconds": 2.0, "gpu_ms": 50.0, "caught": 0.9, "alarms": 0.05, "distance": 0.15}
 PLANTED = 60  # objects of each kind
 
 
@@ -184,40 +181,16 @@ def engines(reference, tools):
         apart = (medians - middle[:n]) / width[:n]
         scores = metrics.photoz(torch.tensor(medians[:, parameters.INDEX["z"]]).float(), truth[:n])
         rms = dict(zip(QUANTITIES, np.sqrt((apart**2).mean(0)).tolist(), strict=True))
-        followed = apart[:, [QUANTITIES.index(key) for key in FOLLOWED]]
+        followed = apart[:, [QUANTITIES.index(key) for key in trials.FOLLOWED]]
         found.append(
             {
                 "engine": name, "missing": None, "note": note, "seconds": cpu / n, "distance": float(np.sqrt((followed**2).mean())),
                 "largest": float(np.abs(followed).max()), "worst_of_16": max(rms[key] for key in parameters.NAMES),
-                "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **{key: rms[key] for key in FOLLOWED},
+                "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **{key: rms[key] for key in trials.FOLLOWED},
             }
         )  # fmt: skip
         print(found[-1], flush=True)
     return found
-
-
-def missed(content):
-    """The bars that a result misses, one line each."""
-    for row in content["gates"]:
-        for key in ("trusted", "effective"):
-            if row[key] < BARS[key]:
-                yield f"{row['sample']}: {key} {row[key]:.3f}, bar {BARS[key]}"
-        if row["seconds"] > BARS["seconds"]:
-            yield f"{row['sample']}: {row['seconds']:.2f} CPU s a galaxy, bar {BARS['seconds']}"
-        if (row["gpu_ms"] or 0.0) > BARS["gpu_ms"]:
-            yield f"{row['sample']}: {row['gpu_ms']:.0f} ms a galaxy on the GPU, bar {BARS['gpu_ms']:.0f}"
-        if row["flagged"] > BARS["alarms"]:
-            yield f"{row['sample']}: false alarms {row['flagged']:.3f}, bar {BARS['alarms']}"
-        if max(row["ranks"]) > row["limit"]:
-            yield f"{row['sample']}: KS of the ranks {max(row['ranks']):.3f}, limit {row['limit']:.3f}"
-    for row in content["oddities"]:
-        if row["flagged"] < BARS["caught"]:
-            yield f"{row['kind']}: {row['flagged']:.2f} flagged, bar {BARS['caught']}"
-    ours = [row for row in content["rows"] if row["engine"].startswith("exact")]
-    yield from (f"{row['engine']}: {row['missing']}" for row in ours if row["missing"])
-    for row, key in itertools.product((row for row in ours if not row["missing"]), FOLLOWED):
-        if row[key] > BARS["distance"]:
-            yield f"{row['engine']}: {key} {row[key]:.3f} sigma from the converged runs, bar {BARS['distance']}"
 
 
 def main(target, n=500):
@@ -232,7 +205,7 @@ def main(target, n=500):
     content["rows"] = engines(reference, tools)
     store.write_text(target, json.dumps(content, indent=1) + "\n")
     print(tables.inference(content))
-    problems = list(missed(content))
+    problems = list(trials.missed(content))
     print("\n".join(problems) or "every bar is met")
     return 1 if problems else 0
 

@@ -360,12 +360,10 @@ this.savefig(draw.redshifts(true_z, redshift["prior"], redshift["start"], redshi
 # 95 per cent of the differences between two samples as large as the held-out one; thin lines are the members of the ensemble.
 
 # %% tags=["figure"]
-width = closure.widths(draws["prospector"].cpu())
-apart = closure.apart(kept["posterior"], kept["broad"])
-decided = (width < closure.CONSTRAINED) & (apart <= closure.AGREE)
+said = [values.numpy() for values in closure.constraints(draws["prospector"].cpu(), kept["posterior"], kept["broad"])]
 clouds = [points.numpy() for points in (kept["start"] if truth is None else truth, kept["broad"], kept["posterior"])]
 names = ("truth, held out", "from the broad prior", "from the Prospector-like prior")
-this.savefig(validation.parameters(*clouds, labels, width.numpy(), apart.numpy(), decided.numpy(), names), "calibration_starts")
+this.savefig(validation.parameters(*clouds, labels, *said, names), "calibration_starts")
 
 # %% [markdown]
 # **Read it.** Two calibrations of the same catalogue, from the Prospector-like and from the broad prior. On white ground posteriors are

@@ -170,18 +170,16 @@ assert "missed" not in closure.verdicts(large["calibrated"]).values(), "the publ
 # started from. Agreement alone says nothing of AGN and gas: the two priors are alike there.
 
 # %%
-width = closure.widths(this.read("posterior_draws").data["theta"])
-apart = closure.apart(kept["calibrated"], kept["broad start"])
-decided = (width < closure.CONSTRAINED) & (apart <= closure.AGREE)
+said = closure.constraints(this.read("posterior_draws").data["theta"], kept["calibrated"], kept["broad start"])
 this.report(
-    decided_by_photometry=", ".join(name for name, yes in zip(parameters.NAMES, decided, strict=True) if yes),
-    left_to_the_prior=", ".join(name for name, yes in zip(parameters.NAMES, decided, strict=True) if not yes),
-    posterior_over_prior_width=" ".join(f"{value:.2f}" for value in width.tolist()),
-    two_starts_apart=" ".join(f"{value:.2f}" for value in apart.tolist()),
+    decided_by_photometry=", ".join(name for name, yes in zip(parameters.NAMES, said.decided, strict=True) if yes),
+    left_to_the_prior=", ".join(name for name, yes in zip(parameters.NAMES, said.decided, strict=True) if not yes),
+    posterior_over_prior_width=" ".join(f"{value:.2f}" for value in said.width.tolist()),
+    two_starts_apart=" ".join(f"{value:.2f}" for value in said.apart.tolist()),
 )
 
 # %% tags=["nbval-check-output"]
-narrow = [name for name in ("z", "log10M_formed") if width[parameters.INDEX[name]] < closure.CONSTRAINED]
+narrow = [name for name in ("z", "log10M_formed") if said.width[parameters.INDEX[name]] < closure.CONSTRAINED]
 this.report(narrowed_by_photometry=", ".join(narrow))
 
 # %%
@@ -190,7 +188,7 @@ assert len(narrow) == 2, "26 bands must decide redshift and mass: the posterior 
 # %% tags=["figure"]
 labels = with_units(parameters.LABELS, parameters.UNITS)
 clouds = [rows.numpy() for rows in (theta[held], kept["prior"], kept["calibrated"])]
-this.savefig(validation.parameters(*clouds, labels, width.numpy(), apart.numpy(), decided.numpy()), "validation_parameters")
+this.savefig(validation.parameters(*clouds, labels, *(values.numpy() for values in said)), "validation_parameters")
 
 # %% [markdown]
 # **Read it.** On white ground photometry decides, and the line should lie on the grey; on tinted ground it follows the dotted prior or

@@ -17,7 +17,7 @@
 # |---|---|---|
 # | `mock`, `uncertainty` (03) | `proposal`, `proposal_prospector`, `posteriors`, `trials` | Thorp+24; Thorp+25 sect. 3.6 |
 # | `emulator` (02) | `figures/fit_corner`, `figures/fit_spectrum` | Thorp+24 |
-# | `population` (04) | `figures/fit_ranks`, `figures/fit_trust`, `figures/fit_coverage`, `figures/fit_cost` | none |
+# | `population`, `population_ensemble` (04) | `figures/fit_ranks`, `figures/fit_trust`, `figures/fit_coverage`, `figures/fit_cost` | none |
 
 # %% tags=["parameters"]
 profile: str = "fast"  # smoke, fast or full
@@ -40,7 +40,7 @@ max_gap: float = 0.2  # most that the flow in place of the population may lose o
 max_alarms: float = 0.1  # largest share of trials that are flagged
 max_bias: float = 0.15  # largest median offset of log10 M from the truth [dex]
 confidence: float = 0.999  # of the range that the counts of truths must fall in
-max_distance: float = 0.15  # most that medians of z, mass and SFR may be from converged ones, rms [posterior sigma]
+max_moved: float = 0.5  # most that a member of the ensemble may move medians of z, mass or SFR, rms [posterior sigma]
 
 # %% tags=["setup"]
 import time
@@ -55,13 +55,14 @@ from popcosmos_lib.exact import ESS, KHAT
 from popcosmos_lib.figures import fits, with_units
 from popcosmos_lib.igm import transmission
 from popcosmos_lib.misfit import TESTS, UNLIKELY, combined
-from popcosmos_lib.population import Population, log_ratio
+from popcosmos_lib.population import Ensemble, Population, log_ratio
 from popcosmos_lib.tables import benchmark
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
 inputs = [this.read("mock"), this.read("emulator", weights), this.read("population", calibrated), this.read("uncertainty", weights)]
 model, people = emulator.restore(inputs[1]), Population.from_state(inputs[2].data)
 sky = survey.load(this.whose(weights))
+members = Ensemble.from_state(this.read("population_ensemble", calibrated).data).members
 
 # %% [markdown]
 # ## Guesses: one flow for each prior
@@ -302,17 +303,33 @@ one = int(width.argsort()[int(0.75 * n_galaxies)])
 shown = ["log10M_formed", "log10SFR", "log10Z", "dust2", "dust_index", "log10Zgas", "z"]
 columns = [names.index(name) for name in shown]
 points = {name: values[one][:, columns].numpy() for name, values in with_rates.items()}
+alone = draws["pop-cosmos"][[one]]
+even = torch.full(alone.shape[:2], 1 / alone.shape[1])
+weight = [inference.reweighted(alone, even, people, member)[0].numpy() for member in members]
 
 # %% tags=["figure"]
 units = [*parameters.UNITS, "dex(Msun/yr)"]
 axes = with_units([labels[i] for i in columns], [units[i] for i in columns], between="\n")
-this.savefig(fits.corner(points, axes, true_values[one, columns].numpy()), "fit_corner")
+this.savefig(fits.corner(points, axes, true_values[one, columns].numpy(), weight), "fit_corner")
 
 # %% [markdown]
 # **Read it.** Contours hold 68 and 95 % of each posterior, the dashed lines are the truth. Where the two colours coincide the
 # photometry decides; where they part, the prior does: metallicities and the shape of the dust curve are mostly prior, redshift and
-# mass are mostly data.
-#
+# mass are mostly data. Thin lines are the same draws weighted by each member of the ensemble: what the population's own uncertainty does
+# to one galaxy. And to all of them, the shift of the median in units of the posterior's width:
+
+# %%
+few, moved = with_rates["pop-cosmos"][:, :100], []
+low, middle, high = few[..., known].quantile(torch.tensor([0.16, 0.5, 0.84]), 1)
+for member in members:
+    w = inference.reweighted(few[..., :-1], torch.full(few.shape[:2], 0.01), people, member)
+    medians = [inference.quantiles(few[..., i], w, torch.tensor([0.5]))[0] for i in known]
+    moved.append(((torch.stack(medians, -1) - middle) / (0.5 * (high - low))).square().mean(0).sqrt())
+moved = torch.stack(moved).amax(0)
+print("medians moved by one member, at most:", ", ".join(f"{names[i]} {by:.2f} sigma" for i, by in zip(known, moved, strict=True)))
+assert moved.max() <= max_moved, "the uncertainty of the population is not small beside that of a galaxy: members differ too much"
+
+# %% [markdown]
 # ## Its spectrum, and the photometry that the posterior predicts
 #
 # Every draw of the pop-cosmos posterior is synthesised; lines are in the predicted photometry but not drawn on the continuum.
@@ -347,12 +364,8 @@ measured = benchmark("inference")
 for row in measured["gates"]:
     passed = f"k-hat < {KHAT} in {row['trusted']:.1%}, {ESS:.0f} effective draws in {row['effective']:.1%}, {row['flagged']:.1%} flagged"
     print(f"{row['n']} galaxies with {row['sample']}: {passed}; ranks within {max(row['ranks']):.3f}; {row['seconds']:.2f} CPU s a galaxy")
-    assert row["trusted"] >= 0.98 and row["effective"] >= 0.95, "importance weights are too uneven for too many galaxies"
-    assert row["seconds"] <= 2 and row["flagged"] <= 0.05, "exact posteriors cost more than they should, or good galaxies are flagged"
-    assert max(row["ranks"]) <= row["limit"], "ranks are not uniform: posteriors are not those of the model that made the data"
 for row in measured["oddities"]:
     print(f"{row['kind']}: {row['flagged']:.0%} of {row['n']} flagged")
-    assert row["flagged"] >= 0.9, f"the flag misses objects that are no galaxies: {row['kind']}"
 
 # %% tags=["nbval-check-output"]
 engines = measured["rows"]
@@ -361,12 +374,11 @@ for row in engines:
 
 # %%
 exact = next(row for row in engines if row["engine"] == "exact")
-apart = {name: exact[name] for name in ("z", "log10M_formed", "log10SFR")}
-print("exact engine, sigma from converged:", ", ".join(f"{name} {value:.2f}" for name, value in apart.items()))
-assert max(apart.values()) <= max_distance, f"the exact engine and converged chains disagree by more than the noise of its draws: {apart}"
+print("exact engine, sigma from converged:", ", ".join(f"{name} {exact[name]:.2f}" for name in trials.FOLLOWED))
+assert not list(trials.missed(measured)), f"the benchmark misses bars: {'; '.join(trials.missed(measured))}"
 
 # %% tags=["figure"]
-this.savefig(fits.cost(engines, max_distance), "fit_cost")
+this.savefig(fits.cost(engines, trials.BARS["distance"]), "fit_cost")
 
 # %% [markdown]
 # **Read it.** Marks are the rms over galaxies and the three quantities, lines span the three. A median of 400 effective draws has noise

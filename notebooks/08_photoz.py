@@ -14,8 +14,8 @@
 #
 # | reads | writes | paper |
 # |---|---|---|
-# | `mock` (03), or the file `catalogue` | `photoz`, `sky`, `refined` | Thorp+25 table 3 |
-# | `emulator` (02), `population` (04), proposals (07) | `figures/photoz_scatter` | Thorp+25 fig. 5 |
+# | `mock` (03), or the file `catalogue` | `photoz`, `photoz_members`, `sky`, `refined` | Thorp+25 table 3 |
+# | `emulator` (02), `population`, `population_ensemble` (04), proposals (07) | `figures/photoz_scatter` | Thorp+25 fig. 5 |
 # | files under `POPCOSMOS_DATA` | `figures/photoz_scores` | none |
 
 # %% tags=["parameters"]
@@ -47,6 +47,7 @@ mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("po
 inputs += [this.read("proposal", calibrated), this.read("proposal_prospector", calibrated)]
 guesses = dict(zip(inference.PRIORS, [proposal.restore(item.data) for item in inputs[2:]], strict=True))
 tools = {"emulator": emulator.restore(inputs[0]), "population": population.Population.from_state(inputs[1].data), "seed": seed}
+ensemble = this.read("population_ensemble", calibrated)
 
 # %% [markdown]
 # ## Galaxies with known redshift
@@ -74,7 +75,7 @@ galaxies = sky[rows[torch.randperm(len(rows), generator=this.generator("galaxies
 def redshifts(flux, flux_err, prior, **options):
     fit = inference.fit(flux, flux_err, prior, guess=guesses[prior], n_draws=n_draws, **(tools | options))
     scores = {key: torch.tensor(fit.summary[key]) for key in ("flags", "ess", "khat", "chi2")}
-    return scores | {"z": fit.samples[..., -1], "weight": fit.weights}
+    return scores | {"z": fit.samples[..., -1], "weight": fit.weights, "few": fit.equal(100, torch.Generator().manual_seed(seed))}
 
 
 def both():
@@ -85,7 +86,7 @@ def both():
 
 sources = inputs if catalogue != "mock" else [mock, *inputs]
 settings = {"n_draws": n_draws, "floor": mock_floor, "catalogue": path.name, "n": len(galaxies)}
-found = this.artefact("photoz", both, version=8, parameters=settings, inputs=sources)
+found = this.artefact("photoz", both, version=9, parameters=settings, inputs=sources)
 draws = {name: found.data[f"z {name}"] for name in inference.PRIORS}
 weight = {name: found.data[f"weight {name}"] for name in inference.PRIORS}
 
@@ -148,6 +149,27 @@ for label, values in (("r", r), ("z", z)):
         columns = ", ".join(f"{key} {part[key]:.4f}" for key in ("median", "sigma_mad", "nmad", "outliers", "outliers_rail"))
         print(f"{label} {low:.2f} to {high:.2f}: {part['n']} galaxies, {columns}")
 
+# %% [markdown]
+# The population is known only as well as the members of its ensemble agree: draws of each posterior, weighted by each member.
+
+
+# %%
+few = found.data["few pop-cosmos"]
+
+
+def under_members():
+    members, even = population.Ensemble.from_state(ensemble.data).members, torch.full(few.shape[:2], 1 / few.shape[1])
+    return {"weight": torch.stack([inference.reweighted(few, even, tools["population"], member) for member in members])}
+
+
+under = this.artefact("photoz_members", under_members, inputs=[found, inputs[1], ensemble]).data["weight"]
+pit_members = [metrics.pit(few[..., -1], z, w) for w in under]
+medians = torch.stack([inference.quantiles(few[..., -1], w, percent[1:2])[0] for w in under])
+this.report(
+    sigma_MAD_of_members=", ".join(f"{metrics.photoz(middle, z)['sigma_mad']:.4f}" for middle in medians),
+    PIT_of_members=", ".join(f"KS {metrics.ks(values):.3f}" for values in pit_members),
+)
+
 # %%
 assert good["sigma_MAD"], "redshifts scatter more than they should: zero points, floors or the emulator"
 assert good["outliers"], "too many catastrophic redshifts: look for a second mode that was missed"
@@ -187,7 +209,7 @@ def observed():
 
 
 digests = {item.name: item.sha256 for item in inputs} | {name: sha256(file) for name, file in files.items()}
-seen = this.artefact("sky", observed, version=8, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
+seen = this.artefact("sky", observed, version=9, parameters={"n": n_real, "n_draws": n_draws, "public": public is not None}, inputs=digests)
 
 # %%
 panels = {f"mock, {fits.LABEL[name]}": (name, z.numpy(), q.numpy()) for name, q in quantiles.items()}
@@ -274,7 +296,7 @@ def everywhere():
     return {key: value for name in spectroscopic for key, value in refined(name).items()} | {"none": torch.zeros(1)}
 
 
-better = this.artefact("refined", everywhere, version=8, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
+better = this.artefact("refined", everywhere, version=9, parameters={"n": n_real, "n_draws": n_draws}, inputs=digests).data
 
 # %%
 for name in spectroscopic:
@@ -312,12 +334,14 @@ this.savefig(fits.redshift_scatter(panels, note), "photoz_scatter")
 seen_r = r.isfinite()
 error = {name: ((q[1] - z).abs() / (1 + z))[seen_r].numpy() for name, q in quantiles.items()}
 width = {name: ((q[2] - q[0]) / 2 / (1 + z))[seen_r].numpy() for name, q in quantiles.items()}
-figure = fits.redshift_scores({name: values.numpy() for name, values in pit.items()}, r[seen_r].numpy(), error, width)
+curves = {name: values.numpy() for name, values in pit.items()}
+figure = fits.redshift_scores(curves, r[seen_r].numpy(), error, width, [values.numpy() for values in pit_members])
 this.savefig(figure, "photoz_scores")
 
 # %% [markdown]
 # **Read it.** Left: the distribution of PIT minus that of uniform numbers; the grey band is the 99 % limit. A slope down, then up,
-# means posteriors that are too narrow. Right: errors grow towards faint galaxies as the posterior widths (lines) say they should.
+# means posteriors that are too narrow; thin lines are the members of the ensemble. Right: errors grow towards faint galaxies as the
+# posterior widths (lines) say they should.
 #
 # ## What differs from the paper
 # Thorp+25 score 39,588 spectroscopic galaxies, weighted by the quality of their redshifts; the mock has true redshifts for all.

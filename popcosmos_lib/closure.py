@@ -19,7 +19,10 @@ from popcosmos_lib import metrics, parameters, transport
 from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.filters import SHORT
 
-__all__ = ["AGREE", "BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", "apart", "broad_colours", "table", "verdicts", "widths"]
+__all__ = [
+    "AGREE", "BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", "Constraints", "apart", "broad_colours", "constraints", "table",
+    "verdicts", "widths",
+]  # fmt: skip
 
 BROAD = ("u", "g", "r", "i", "z", "Y", "J", "H", "Ks", "Ch1")  # the nine adjacent colours are those of Thorp+25 appendix D
 RANGES = ((0.0, 0.5), (0.5, 1.0), (1.0, 6.0))  # redshifts in which mass and star-formation rate are tested apart
@@ -310,3 +313,39 @@ def widths(draws):
 def apart(x, y):
     """KS distance of two samples of galaxies, (n, 16) and (m, 16), in each parameter: (16,)."""
     return torch.tensor([metrics.ks(a, b) for a, b in zip(x.T, y.T, strict=True)])
+
+
+class Constraints(NamedTuple):
+    """What photometry says about each of the 16 parameters.
+
+    Attributes
+    ----------
+    width : Tensor of shape (16,)
+        Of `widths`.
+    apart : Tensor of shape (16,)
+        Of `apart`.
+    decided : Tensor of shape (16,), bool
+        Width below ``CONSTRAINED`` and no further apart than ``AGREE``: data, not the prior, decide.
+    """
+
+    width: torch.Tensor
+    apart: torch.Tensor
+    decided: torch.Tensor
+
+
+def constraints(draws, first, second):
+    """Which parameters photometry decides: posteriors are narrow, and calibrations from two priors agree.
+
+    Parameters
+    ----------
+    draws : Tensor of shape (n, k, 16)
+        Of each galaxy's posterior, as for `widths`.
+    first, second : Tensor of shape (m, 16)
+        Galaxies of two populations, calibrated from two priors.
+
+    Returns
+    -------
+    Constraints
+    """
+    width, distance = widths(draws), apart(first, second)
+    return Constraints(width, distance, (width < CONSTRAINED) & (distance <= AGREE))

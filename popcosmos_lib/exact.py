@@ -216,10 +216,12 @@ def _walk(target, row, result, stream, n_draws):
         step = torch.full((_CHAINS,), hamiltonian.FIRST_STEP).to(chain)
         settings = width.expand(_CHAINS, -1, -1), step, generator, trajectories, _LEAPFROGS, _KEPT
         chain = hamiltonian.walk(chain[-1], log_density, *settings)[0].transpose(0, 1)  # (kept, chains, 16)
+        if trajectories == _STAGES[0]:
+            continue  # its draws are left out
         theta = target(chain, row.expand(len(chain)))[1][None]
         followed = [parameters.column(theta, "z"), parameters.column(theta, "log10M_formed"), parameters.log_sfr(theta)]
         rhat = max(float(sampler.r_hat(values)) for values in followed)
-        if trajectories > _STAGES[0] and rhat <= RHAT:
+        if rhat <= RHAT:
             break
     ess = min(float(sampler.effective_size(values)) for values in followed)
     theta = theta.flatten(0, 2)

@@ -127,6 +127,12 @@ class ForwardModel:
         other.log_zero_point, other.line_scale = log_zero_point, line_scale
         return other
 
+    def to(self, device):
+        """The same forward model with its emulator on another device; corrections and survey follow what they are applied to."""
+        if hasattr(self.emulator, "to"):
+            self.emulator.to(device)
+        return self
+
     def draws(self, n, generator):
         """Randomness for ``n`` galaxies, on the generator's device."""
         normal = torch.randn(n, self.survey.uncertainty.width, generator=generator, device=generator.device)

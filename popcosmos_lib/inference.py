@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, priors, proposal, sampler, sps, survey, walkers
 from popcosmos_lib.emulator import load as load_emulator
+from popcosmos_lib.importance import pareto_smooth
 from popcosmos_lib.population import load as load_population
 
-__all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor", "quantiles"]
+__all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor", "quantiles", "reweighted"]
 
 PRIORS = ("pop-cosmos", "prospector")
 ENGINES = ("exact", "ensemble")
@@ -91,8 +92,9 @@ def fit(
         Importance sampling from an amortised proposal, or the papers' affine-invariant walkers.
     emulator : object with ``magnitudes(theta)``, optional
         By default the one of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration.
-    population : Population, optional
-        By default the one of ``profile``; not used under "prospector".
+    population : Population or Ensemble, optional
+        By default the one of ``profile``; not used under "prospector". An ensemble, ``population.load_ensemble()``, puts the population's
+        own uncertainty into each posterior.
     guess : proposal.Proposal, optional
         By default the one of ``profile`` for this prior (exact engine). One trained on another emulator costs time;
         with another population train its own, ``proposal.learn``.
@@ -172,7 +174,7 @@ def _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options
     """A function that samples some galaxies with ``exact``, on CUDA if it is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tools = {"proposal": guess, "population": population, "emulator": emulator}
-    tools = {name: tool.to(device) if isinstance(tool, torch.nn.Module) else tool for name, tool in tools.items()}
+    tools = {name: tool.to(device) if hasattr(tool, "to") else tool for name, tool in tools.items()}
 
     def work(rows, flux, flux_err, done):
         own = [seeds[i] for i in rows.tolist()]
@@ -201,11 +203,16 @@ def _ensemble(prior, population, emulator, floor, generator, n_draws, options):
     return work
 
 
+def _device(model):
+    """Where a model computes; a `ForwardModel` where its emulator does, what has no tensors on the CPU."""
+    tensors = getattr(getattr(model, "emulator", model), "buffers", lambda: ())()
+    return next((tensor.device for tensor in tensors), "cpu")
+
+
 @torch.no_grad()
 def _goodness(*draws_and_data, emulator):
     """``misfit.goodness`` where the emulator is."""
-    device = next((tool.device for tool in getattr(emulator, "buffers", lambda: ())()), "cpu")
-    found = misfit.goodness(*(x.to(device) for x in draws_and_data), emulator)
+    found = misfit.goodness(*(x.to(_device(emulator)) for x in draws_and_data), emulator)
     return {name: value.cpu() for name, value in found.items()}
 
 
@@ -214,7 +221,7 @@ def _log_prior(population, theta):
     """ln density per unit phi of the population, or else of the Prospector-like prior, at theta (..., 16); on the CPU."""
     if population is None:
         return priors.Prospector().log_prob(parameters.to_latent(theta))
-    theta = theta.to(population.shift.device)
+    theta = theta.to(_device(population))
     return (population.log_prob(theta, steps=exact.NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
 
 
@@ -272,6 +279,27 @@ def quantiles(values, weight, p):
     low, high = level.gather(1, at - 1), level.gather(1, at)
     share = ((p - low) / (high - low).clamp_min(1e-12)).clamp(0.0, 1.0)
     return torch.lerp(ordered.gather(1, at - 1), ordered.gather(1, at), share).T
+
+
+@torch.no_grad()
+def reweighted(theta, weight, population, other):
+    """Weights of posterior draws under another population, such as a member of the ensemble: the likelihood is the same, the prior is not.
+
+    Parameters
+    ----------
+    theta : Tensor of shape (n, k, 16)
+        Draws of n posteriors under ``population``.
+    weight : Tensor of shape (n, k)
+        They add up to one for each galaxy.
+    population, other : Population or Ensemble
+
+    Returns
+    -------
+    Tensor of shape (n, k)
+        They add up to one for each galaxy; the largest are Pareto-smoothed.
+    """
+    gain = other.log_prob(theta, steps=exact.NODES) - population.log_prob(theta, steps=exact.NODES)
+    return pareto_smooth(weight.log() + gain.masked_fill(weight == 0, -torch.inf))[0].exp()
 
 
 def _summary(samples, weights, scores, used, bands, flags, ids):

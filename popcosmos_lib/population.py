@@ -23,7 +23,6 @@ __all__ = [
     "log_ratio", "mock",
 ]  # fmt: skip
 
-_FLOOR = 0.02  # fractional error of the model flux, beside the emulator's
 _ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
 
 
@@ -254,7 +253,7 @@ def load_ensemble(profile="published"):
     return Ensemble.from_state(store.load("population_ensemble", profile).data)
 
 
-def calibrate(catalogue, objective="posterior", *, generator, profile="published", checkpoint=None, **options):
+def calibrate(catalogue, objective="posterior", *, generator, profile="published", floor=0.02, checkpoint=None, **options):
     """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors.
 
     Starts from maximum-posterior fits under the Prospector-like prior; the objective "posterior" from draws of those posteriors.
@@ -270,6 +269,8 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="published
         On the CPU.
     profile : str
         Whose emulator and uncertainty model, as for ``load``.
+    floor : float or Tensor of shape (26,)
+        Fractional error of the model flux, beside the emulator's: 0.03 or more for real galaxies.
     checkpoint : checkpoint.Checkpoint, optional
         Where a killed run goes on from.
     **options
@@ -297,12 +298,12 @@ def calibrate(catalogue, objective="posterior", *, generator, profile="published
         net.cuda(), sky.uncertainty.cuda()
     forward = ForwardModel(net, sky)
     sample, prior = catalogue[passed], priors.Prospector()
-    fits = likelihood.maximum_posterior(sample.flux, sample.flux_err, prior, net, generator, n_starts=2, steps=250, floor=_FLOOR)
+    fits = likelihood.maximum_posterior(sample.flux, sample.flux_err, prior, net, generator, n_starts=2, steps=250, floor=floor)
     start = fits.theta[inside(fits.theta)]
     if objective == "posterior":
-        model = {"emulator": net, "prior": prior, "floor": _FLOOR}
+        model = {"emulator": net, "prior": prior, "floor": floor}
         start = hamiltonian.posterior_draws(fits.theta, sample.flux, sample.flux_err, generator=generator, **model)[0]
-        options = {"floor": _FLOOR} | options
+        options["floor"] = floor
     return calibration.calibrate(
         sample, objective=objective, forward=forward, start=start, generator=generator, checkpoint=checkpoint, **options
     )

@@ -7,6 +7,7 @@ References
 Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration: parameters from the prior, data from the likelihood).
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,11 @@ from astropy import constants, units
 
 from popcosmos_lib import filters, forward, likelihood, metrics, misfit, survey
 
-__all__ = ["GALACTIC", "ODDITIES", "Ranks", "Trial", "caught", "galaxies", "planted", "ranks", "without"]
+__all__ = ["BARS", "FOLLOWED", "GALACTIC", "ODDITIES", "Ranks", "Trial", "caught", "galaxies", "missed", "planted", "ranks", "without"]
+
+# what a benchmark of inference must reach: shares of galaxies, CPU seconds and GPU ms a galaxy, posterior sigma from converged medians
+BARS = {"trusted": 0.98, "effective": 0.95, "seconds": 2.0, "gpu_ms": 50.0, "caught": 0.9, "alarms": 0.05, "distance": 0.15}
+FOLLOWED = ("z", "log10M_formed", "log10SFR")  # quantities whose distance has a bar
 
 _OFFSET = 0.5  # mag
 _EQUAL = 400  # draws of equal weight for the test of all parameters together
@@ -178,3 +183,38 @@ def caught(trial, emulator, floor):
     error = likelihood.fractional_error(floor, emulator)
     found = misfit.goodness(trial.theta[:, None], certain, trial.flux, trial.flux_err, error, emulator)
     return misfit.combined(found["p_fit"], found["p_band"], certain[:, 0]) < misfit.UNLIKELY
+
+
+def missed(measured):
+    """What a benchmark of inference misses of ``BARS``.
+
+    Parameters
+    ----------
+    measured : dict
+        ``tables.benchmark("inference")``.
+
+    Yields
+    ------
+    str
+        One line a bar.
+    """
+    for row in measured["gates"]:
+        for key in ("trusted", "effective"):
+            if row[key] < BARS[key]:
+                yield f"{row['sample']}: {key} {row[key]:.3f}, bar {BARS[key]}"
+        if row["seconds"] > BARS["seconds"]:
+            yield f"{row['sample']}: {row['seconds']:.2f} CPU s a galaxy, bar {BARS['seconds']}"
+        if (row["gpu_ms"] or 0.0) > BARS["gpu_ms"]:
+            yield f"{row['sample']}: {row['gpu_ms']:.0f} ms a galaxy on the GPU, bar {BARS['gpu_ms']:.0f}"
+        if row["flagged"] > BARS["alarms"]:
+            yield f"{row['sample']}: false alarms {row['flagged']:.3f}, bar {BARS['alarms']}"
+        if max(row["ranks"]) > row["limit"]:
+            yield f"{row['sample']}: KS of the ranks {max(row['ranks']):.3f}, limit {row['limit']:.3f}"
+    for row in measured["oddities"]:
+        if row["flagged"] < BARS["caught"]:
+            yield f"{row['kind']}: {row['flagged']:.2f} flagged, bar {BARS['caught']}"
+    ours = [row for row in measured["rows"] if row["engine"].startswith("exact")]
+    yield from (f"{row['engine']}: {row['missing']}" for row in ours if row["missing"])
+    for row, key in itertools.product((row for row in ours if not row["missing"]), FOLLOWED):
+        if row[key] > BARS["distance"]:
+            yield f"{row['engine']}: {key} {row[key]:.3f} sigma from the converged runs, bar {BARS['distance']}"

@@ -19,7 +19,7 @@ _MARKER = {"pop-cosmos": "o", "prospector": "s"}
 _TRUTH = "0.35"
 
 
-def corner(draws, labels, truth):
+def corner(draws, labels, truth, members=()):
     """Joint posterior of one galaxy under several priors.
 
     Parameters
@@ -29,6 +29,8 @@ def corner(draws, labels, truth):
     labels : list of str
         Axis labels with units.
     truth : ndarray of shape (d,)
+    members : sequence of ndarray of shape (k,)
+        Weights of the pop-cosmos draws under each member of the ensemble: thin lines.
 
     Returns
     -------
@@ -40,11 +42,12 @@ def corner(draws, labels, truth):
     ends = [np.quantile(np.concatenate([points[:, i] for points in draws.values()]), [0.003, 0.997]) for i in range(d)]
     margin = [0.08 * (high - low) for low, high in ends]
     span = [(min(low, t) - m, max(high, t) + m) for (low, high), t, m in zip(ends, truth, margin, strict=True)]
-    for name, points in draws.items():
+    layers = [("pop-cosmos", weight * len(weight), 0.4) for weight in members] + [(name, None, 1.0) for name in draws]
+    for name, weight, thick in layers:
         corner_plots.corner(
-            points, fig=fig, range=span, labels=labels, color=_COLOUR[name], bins=20, smooth=1.2, smooth1d=1.2, levels=(0.68, 0.95),
-            plot_datapoints=False, plot_density=False, no_fill_contours=True, contour_kwargs={"linewidths": 1.0}, max_n_ticks=3,
-            hist_kwargs={"linewidth": 1.0}, label_kwargs={"fontsize": 7}, labelpad=0.2,
+            draws[name], weights=weight, fig=fig, range=span, labels=labels, color=_COLOUR[name], bins=20, smooth=1.2, smooth1d=1.2,
+            levels=(0.68, 0.95), plot_datapoints=False, plot_density=False, no_fill_contours=True, contour_kwargs={"linewidths": thick},
+            max_n_ticks=3, hist_kwargs={"linewidth": thick}, label_kwargs={"fontsize": 7}, labelpad=0.2,
         )  # fmt: skip
     axes = np.array(fig.axes).reshape(d, d)
     for i in range(d):
@@ -56,6 +59,7 @@ def corner(draws, labels, truth):
             if j < i:
                 axes[i, j].axhline(truth[i], color=_TRUTH, lw=0.8, ls="--")
     handles = [Line2D([], [], color=_COLOUR[name], label=LABEL[name]) for name in draws]
+    handles += [Line2D([], [], color=_COLOUR["pop-cosmos"], lw=0.4, label="members of its ensemble")] if len(members) else []
     handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
     fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
     fig.subplots_adjust(left=0.11, bottom=0.11, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
@@ -285,7 +289,7 @@ def redshift_scatter(panels, note):
     return fig
 
 
-def redshift_scores(pit, magnitude, error, width):
+def redshift_scores(pit, magnitude, error, width, members=()):
     """Whether redshift posteriors are calibrated, and how errors grow towards faint galaxies.
 
     Parameters
@@ -296,6 +300,8 @@ def redshift_scores(pit, magnitude, error, width):
         r magnitude.
     error, width : dict of str to ndarray of shape (n,)
         |dz| and half the 68 % interval, both over 1 + z.
+    members : sequence of ndarray of shape (n,)
+        PIT under each member of the ensemble of pop-cosmos priors: thin lines.
 
     Returns
     -------
@@ -309,6 +315,8 @@ def redshift_scores(pit, magnitude, error, width):
     left.fill_between(p, -band, band, color="0.9", lw=0)
     edges = np.quantile(magnitude, np.linspace(0, 1, 6))
     centre = [np.median(magnitude[(magnitude >= a) & (magnitude <= b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    for values in members:
+        left.plot(p, np.searchsorted(np.sort(values), p, side="right") / n - p, color=_COLOUR["pop-cosmos"], lw=0.4)
     for name, values in pit.items():
         ordered = np.searchsorted(np.sort(values), p, side="right") / n
         left.plot(p, ordered - p, color=_COLOUR[name], label=LABEL[name])

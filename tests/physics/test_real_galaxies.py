@@ -1,4 +1,4 @@
-"""Fifty real COSMOS2020 galaxies with spectroscopic redshifts, through the front door."""
+"""Real COSMOS2020 galaxies with spectroscopic redshifts, through the front doors: fitted, and calibrated on."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import catalog, emulator, inference, metrics, release, store
+from popcosmos_lib import catalog, emulator, inference, metrics, parameters, population, release, store, survey
 
 FILE = Path(os.environ.get("POPCOSMOS_DATA", ""), "cosmos2020", "cosmos2020_classic_26band_allz.fits")
 if not FILE.is_file():  # the folder of the data files may lie one level down
@@ -52,3 +52,16 @@ def test_real_galaxies_with_the_public_emulator(galaxies):
         pytest.skip(str(missing))
     half = galaxies[torch.arange(0, len(galaxies.flux), 2)]  # the public networks are slow, and the guess was not made for them
     check(inference.fit(half.flux, half.flux_err, "prospector", emulator=public), half)
+
+
+def test_a_population_of_real_galaxies(galaxies):
+    """Learned from those with r < 25, in the least time: their redshifts enter nowhere, and are found."""
+    g, few = torch.Generator().manual_seed(8), galaxies[survey.select(galaxies.flux, population.SELECTION) & galaxies.clean]
+    small = {"start_steps": 200, "iterations": 1, "trajectories": 10, "refit_steps": 60, "density_steps": 1500}
+    made = population.calibrate(galaxies, floor=inference.published_floor(), generator=g, **small)
+    score = metrics.photoz(parameters.column(made.draws, "z").median(1).values, few.z_spec)
+    print(score)
+    assert score["n"] == len(few) >= 40 and score["nmad"] <= 0.02 and score["outliers"] <= MAX_OUTLIERS, score
+    z = parameters.column(made.population.sample(2000, g), "z")
+    assert abs(float(z.median()) - float(few.z_spec.median())) < 0.2, "the population must have the redshifts of its galaxies"
+    assert float(z.std()) > 0.2 and made.population.log_prob(made.draws[:20, -1]).isfinite().all()

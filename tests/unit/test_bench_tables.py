@@ -9,7 +9,7 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import closure, emulator, filters, pages, population, survey, tables
+from popcosmos_lib import closure, emulator, filters, pages, population, survey, tables, trials
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,14 +169,14 @@ def test_table_of_inference_shows_what_is_missing_and_what_is_missed():
     assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 0.300 | 1.50 | - | 4.0% |" in text
     assert "| star | 5 | 80% | - |" in text
     assert "| fine | 1.00 | 0.05 | 0.04 | 0.06 | 0.20 | 0.30 | 0.0100 | 0% |" in text and "not installed" in text
-    problems = list(script("inference").missed(content))
+    problems = list(trials.missed(content))
     assert len(problems) == 3, "too few effective draws, ranks beyond the limit, stars that pass"
     assert any("effective" in line for line in problems) and any("0.300" in line for line in problems)
     gate |= {"effective": 0.96, "ranks": [0.1, 0.2, 0.2]}
     odd["flagged"] = 0.95
-    assert not list(script("inference").missed(content))
+    assert not list(trials.missed(content))
     exact = row | {"engine": "exact", "log10SFR": 0.2}
     lost = content | {"rows": [exact, {"engine": "exact, 5 x the draws", "missing": "it broke"}]}
-    assert len(list(script("inference").missed(lost))) == 2, "a quantity too far from converged, and a row that is not there"
+    assert len(list(trials.missed(lost))) == 2, "a quantity too far from converged, and a row that is not there"
     gate |= {"gpu_ms": 80.0, "flagged": 0.06}
-    assert len(list(script("inference").missed(content))) == 2
+    assert len(list(trials.missed(content))) == 2

@@ -158,6 +158,16 @@ def test_widths_tell_data_from_prior(rng):
         closure.widths(draws[:, :1])
 
 
+def test_what_photometry_decides_is_narrow_and_the_same_from_two_priors(rng):
+    truth = torch.randn(3000, 1, 16, generator=rng)
+    share = torch.where(torch.arange(16) % 2 == 0, 0.1, 0.9)  # of the variance that data leave
+    draws = (1 - share).sqrt() * truth + share.sqrt() * torch.randn(3000, 4, 16, generator=rng)
+    moved = torch.where(torch.arange(16) < 8, 0.0, 0.5)
+    said = closure.constraints(draws, truth[:, 0], truth[:, 0] + moved)
+    assert torch.equal(said.decided, (torch.arange(16) % 2 == 0) & (torch.arange(16) < 8))
+    assert torch.allclose(said.width, share.sqrt(), atol=0.02) and float(said.apart[12]) == pytest.approx(0.197, abs=0.03)
+
+
 def test_classifier_sees_one_band_out_of_twenty_six(sky, rng):
     """The single shift of 0.05 mag that every marginal hides: its two-sample KS distance is a few hundredths."""
     flux, other = sky[0][0], sky[1][0]

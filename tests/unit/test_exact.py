@@ -109,6 +109,14 @@ def test_zero_points_of_a_calibration_are_applied(trial, guess, result):
     assert np.allclose(found["chi2"], result.summary["chi2"][few], rtol=0.3) and list(found["flags"]) == list(result.summary["flags"][few])
 
 
+def test_a_forward_model_moves_its_networks_to_a_device():
+    """The meta device stands for a GPU: fits go where ``_device`` says that the emulator is."""
+    net = torch.nn.BatchNorm1d(3)
+    there = population.ForwardModel(net, survey.truth())
+    assert there.to("meta") is there and inference._device(there).type == "meta" == inference._device(net).type
+    assert population.ForwardModel(Toy(), survey.truth()).to("cpu").emulator.error is None and inference._device(Toy()) == "cpu"
+
+
 def test_zero_points_of_two_bands_are_found_by_the_other_half(trial, guess):
     wrong = torch.ones(26)
     wrong[4], wrong[11] = 1.25, 0.8
@@ -219,6 +227,43 @@ def test_a_draw_of_which_the_flow_says_far_too_little_does_not_outweigh_all_othe
     weight, share, _ = target.amends(theta, torch.full((500,), 1 / 500))
     assert float(gap.softmax(0)[7]) > 0.8 and float(weight[7]) < 0.1 and float(share) > 0.3
     assert weight.argmax() == 7 and float(weight.sum()) == pytest.approx(1, abs=1e-4)
+
+
+class Shifted(Normal):
+    """A population whose galaxies are a little dustier."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.shift[parameters.INDEX["dust2"]] += by
+
+
+class Mixture:
+    """What `population.Ensemble` is to populations."""
+
+    def __init__(self, members):
+        self.members = members
+
+    def log_prob(self, theta, steps=0):
+        return torch.stack([member.log_prob(theta) for member in self.members]).logsumexp(0) - np.log(len(self.members))
+
+    def sample(self, n, generator):
+        return torch.cat([member.sample(n // len(self.members), generator) for member in self.members])
+
+
+def test_draws_weighted_by_another_population_are_its_posterior(trial, guess, result):
+    """The same draws, weighted, against a fit under the other population; and a mixture of both lies between."""
+    other, column, few = Shifted(0.3), parameters.INDEX["dust2"], slice(0, 12)
+    weight = inference.reweighted(result.samples[few], result.weights[few], Normal(), other)
+    assert torch.allclose(weight.sum(1), torch.ones(12), atol=1e-4)
+    medians = {"weighted": inference.quantiles(result.samples[few, :, column], weight, torch.tensor([0.5]))[0].numpy()}
+    for name, law in {"fitted": other, "mixture": Mixture([Normal(), other])}.items():
+        fit = inference.fit(trial.flux[few], trial.flux_err[few], guess=guess[0], **OPTIONS | {"population": law})
+        medians[name] = np.asarray(fit.summary["dust2_q50"])
+    before, above = (np.asarray(result.summary[f"dust2_{q}"])[few] for q in ("q50", "q84"))
+    moved = {name: float(np.mean((values - before) / (above - before))) for name, values in medians.items()}
+    assert moved["fitted"] > 0.05, "the two populations must matter"
+    assert np.sqrt(np.mean(((medians["weighted"] - medians["fitted"]) / (above - before)) ** 2)) < 0.15
+    assert 0.2 * moved["fitted"] < moved["mixture"] < 0.8 * moved["fitted"], moved
 
 
 def test_proposals_survive_the_store(guess):
