@@ -207,8 +207,8 @@ this.savefig(draw.solvers(solved), "calibration_solvers")
 training = {"start_steps": 2 * em_steps, "refit_steps": em_steps, "density_steps": n_steps, "polish": polish}
 drawing = {"floor": floor, "iterations": iterations, "trajectories": em_trajectories, **training}
 settings = {
-    "posterior": ("posterior", galaxies["prospector"], draws["prospector"], drawing),
-    "broad": ("posterior", galaxies["broad"], draws["broad"], drawing),
+    "posterior": ("posterior", sample, draws["prospector"], drawing),
+    "broad": ("posterior", sample, draws["broad"], drawing),
     "transport": ("transport", sample, None, {"iterations": match_steps}),
     "summaries": ("summaries", sample, None, {"iterations": summary_steps}),
 }
@@ -258,7 +258,7 @@ options = {"members": n_members, "steps": member_steps, "polish": polish}
 def resampled():
     kept = this.checkpoint("ensemble", parameters=options, inputs=[calibrations["posterior"]])
     several = calibration.ensemble(
-        found["posterior"], forward, galaxies["prospector"], generator=this.generator("ensemble"), checkpoint=kept, **options
+        found["posterior"], forward, sample, generator=this.generator("ensemble"), checkpoint=kept, **options
     )
     return several.state_dict()
 

@@ -87,7 +87,8 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
         Parameters to photometry.
     start : Tensor of shape (n, 16) or (n, k, 16), or Population
         Galaxies whose density is learned first (fits, or draws of a prior that pass the selection), or the density itself. For "posterior"
-        points of each galaxy of the catalogue, best k draws of its posterior under a prior, see ``hamiltonian``.
+        points of each galaxy of the catalogue, best k draws of its posterior under a prior, see ``hamiltonian``; where posteriors of all
+        cost too much, those of its first galaxies, and only photometry of the others is used, by the transport at the end.
     generator : torch.Generator
         All randomness.
     checkpoint : checkpoint.Checkpoint, optional
@@ -134,7 +135,7 @@ def _posterior(
         theta, em_history = saved["theta"].to(catalogue.flux), saved["history"]
         generator.set_state(saved["generator"])
     else:
-        photometry = catalogue.flux, catalogue.flux_err
+        photometry = catalogue.flux[: len(start)], catalogue.flux_err[: len(start)]
         found = em.posteriors(*photometry, forward=forward, start=start, generator=generator, checkpoint=checkpoint.stage("em"), **options)
         theta, em_history = found.theta, found.history
         drawn.save({"theta": theta, "history": em_history, "generator": generator.get_state()})
@@ -189,7 +190,7 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
     """The population's own uncertainty: densities of bootstrapped galaxies, each with new weights and a short transport.
 
     Galaxies are drawn with replacement, each with all draws of its posterior; the galaxies that were not drawn, about a third, decide when
-    to stop. It holds the sampling of the catalogue and the chance of a training, not the prior of the draws.
+    the transport stops. It holds the sampling of the catalogue and the chance of a training, not the prior of the draws.
 
     Parameters
     ----------
@@ -198,7 +199,7 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
     forward : ForwardModel
         Without corrections, those of the calibration are put in; with draws alone, as it is.
     catalogue : object with ``flux``, (n, 26) [µJy]
-        The galaxies of the draws, in their order.
+        The galaxies of the draws, in their order; more may follow, whose photometry alone is used, by the transport.
     members : int
     generator : torch.Generator
     checkpoint : checkpoint.Checkpoint, optional
@@ -217,12 +218,12 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
     Raises
     ------
     ValueError
-        If there are no draws, or not one set of them per galaxy.
+        If there are no draws, or more sets of them than galaxies.
     """
     draws = getattr(calibration, "draws", calibration)
     if draws is None:
         raise ValueError('an ensemble resamples the draws of each galaxy: calibrate with objective="posterior"')
-    if len(draws) != len(catalogue.flux):
+    if len(draws) > len(catalogue.flux):
         raise ValueError(f"draws of {len(draws)} galaxies and a catalogue of {len(catalogue.flux)}: give the galaxies calibrated on")
     if isinstance(calibration, Calibration):
         forward = forward.corrected(calibration.log_zero_point, calibration.line_scale)
@@ -232,10 +233,10 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
         made = [Population.from_state(state).to(draws.device) for state in saved["members"]]
         generator.set_state(saved["generator"])
     while len(made) < members:
-        rows = torch.randint(len(draws), (len(draws),), generator=generator, device=generator.device).to(draws.device)
+        rows = torch.randint(len(whole), (len(whole),), generator=generator, device=generator.device).to(draws.device)
         left = whole.clone()
         left[rows] = False
-        population = _learn(draws[rows].flatten(0, 1), generator, Checkpoint(None, {}), steps, **options)
+        population = _learn(draws[rows[rows < len(draws)]].flatten(0, 1), generator, Checkpoint(None, {}), steps, **options)
         if _comparable(catalogue):
             loss, held = transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]])), asinh_magnitude(catalogue.flux[left])
             population = match(population, forward, loss, held, generator=generator, iterations=polish, lr=polish_lr)[0]

@@ -298,7 +298,7 @@ def reweighted(theta, weight, population, other):
     Tensor of shape (n, k)
         They add up to one for each galaxy; the largest are Pareto-smoothed.
     """
-    gain = other.log_prob(theta, steps=exact.NODES) - population.log_prob(theta, steps=exact.NODES)
+    gain = _log_prior(other, theta) - _log_prior(population, theta)
     return pareto_smooth(weight.log() + gain.masked_fill(weight == 0, -torch.inf))[0].exp()
 
 

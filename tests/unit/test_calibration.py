@@ -363,8 +363,25 @@ def test_an_ensemble_needs_the_draws_of_its_galaxies(forward, sky, bright, rng):
     plain = calibration.Calibration(bright, torch.zeros(26), torch.zeros(44), {})
     with pytest.raises(ValueError, match='objective="posterior"'):
         calibration.ensemble(plain, forward, sky, members=2, generator=rng)
-    with pytest.raises(ValueError, match="draws of 7 galaxies"):
-        calibration.ensemble(torch.zeros(7, 2, 16), forward, sky, members=2, generator=rng)
+    more = len(sky.flux) + 7
+    with pytest.raises(ValueError, match=f"draws of {more} galaxies"):
+        calibration.ensemble(torch.zeros(more, 2, 16), forward, sky, members=2, generator=rng)
+
+
+def test_galaxies_without_draws_lend_their_photometry(forward, sky, galaxies, rng, monkeypatch):
+    """Posteriors of the first hundred; the transport at the end compares with all of the catalogue."""
+    compared, match = [], calibration.match
+
+    def spy(population, forward, loss, held, **options):
+        compared.append(len(loss.target) + len(held))
+        return match(population, forward, loss, held, **options)
+
+    monkeypatch.setattr(calibration, "match", spy)
+    options = {"iterations": 1, "trajectories": 1, "leapfrogs": 2, "keep": 1, "start_steps": 5, "refit_steps": 5, "density_steps": 20}
+    made = calibration.calibrate(sky, forward=forward, start=galaxies[:100], generator=rng, polish=1, **options)
+    assert compared == [len(sky.flux)] and made.draws.shape == (100, 1, 16)
+    calibration.ensemble(made, forward, sky, members=1, generator=rng, steps=20, polish=1)
+    assert compared[1] > len(sky.flux), "as many as there are, some twice, and those left out"
 
 
 def test_load_ensemble_names_the_command(tmp_path, monkeypatch):
