@@ -75,7 +75,7 @@ galaxies = sky[rows[torch.randperm(len(rows), generator=this.generator("galaxies
 def redshifts(flux, flux_err, prior, **options):
     fit = inference.fit(flux, flux_err, prior, guess=guesses[prior], n_draws=n_draws, **(tools | options))
     scores = {key: torch.tensor(fit.summary[key]) for key in ("flags", "ess", "khat", "chi2")}
-    return scores | {"z": fit.samples[..., -1], "weight": fit.weights, "few": fit.equal(100, torch.Generator().manual_seed(seed))}
+    return scores | {"z": fit.samples[..., -1], "weight": fit.weights, "few": fit.equal(100, this.generator("few"))}
 
 
 def both():
