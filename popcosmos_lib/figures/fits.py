@@ -59,7 +59,8 @@ def corner(draws, labels, truth, members=()):
             if j < i:
                 axes[i, j].axhline(truth[i], color=_TRUTH, lw=0.8, ls="--")
     handles = [Line2D([], [], color=_COLOUR[name], label=LABEL[name]) for name in draws]
-    handles += [Line2D([], [], color=_COLOUR["pop-cosmos"], lw=0.4, label="members of its ensemble")] if len(members) else []
+    if len(members):
+        handles.insert(1, Line2D([], [], color=_COLOUR["pop-cosmos"], lw=0.4, label="members of its ensemble"))
     handles.append(Line2D([], [], color=_TRUTH, ls="--", label="truth"))
     fig.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.97, 0.96), fontsize=9)
     fig.subplots_adjust(left=0.11, bottom=0.11, right=0.98, top=0.98, wspace=0.08, hspace=0.08)
