@@ -121,9 +121,7 @@ class Target:
         if self.population is None:
             return weight, torch.ones_like(weight[..., 0]), flow
         log_prior = self.population.log_prob(theta, steps=NODES) + parameters.log_jacobian(phi)
-        gain = (log_prior - flow).masked_fill(weight == 0, -torch.inf)  # draws outside of the prior's support may be among them
-        log_weight = weight.log() + gain
-        smoothed = importance.pareto_smooth(log_weight.view(-1, log_weight.shape[-1]))[0].view(log_weight.shape).exp()
+        smoothed = importance.tilted(weight, log_prior - flow)
         square = torch.where(weight > 0, smoothed**2 / weight, 0.0)
         return smoothed, 1 / square.sum(-1), log_prior
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin"]
+__all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin", "tilted"]
 
 _FOLDS = 4  # of the draws; each mixture is fitted to three of them and draws for the fourth
 _STEADY = 8  # a round brings at least this part of all draws so far: the cost of all mixtures on all draws then stays small
@@ -235,6 +235,25 @@ def pareto_smooth(log_weight):
     smooth = smooth.clamp(max=1.0).log().flip(-1)
     smoothed = log_weight.scatter(-1, rows[:, :-1], torch.where(good[:, None], smooth, top[:, :-1]))
     return smoothed.log_softmax(-1).to(torch.float32), torch.where(good, k[:, 0], torch.inf).float()
+
+
+def tilted(weight, gain):
+    """Weights of draws whose density is changed by exp(gain), their tail smoothed.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (..., n)
+        They add up to one along the last axis.
+    gain : Tensor of shape (..., n)
+        [nat]; anything where the weight is zero, as outside of a prior's support.
+
+    Returns
+    -------
+    Tensor of shape (..., n)
+        They add up to one along the last axis.
+    """
+    log_weight = weight.log() + gain.masked_fill(weight == 0, -torch.inf)
+    return pareto_smooth(log_weight.view(-1, log_weight.shape[-1]))[0].view(log_weight.shape).exp()
 
 
 def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat=0.7, count=None, spare=1.0):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, priors, proposal, sampler, sps, survey, walkers
 from popcosmos_lib.emulator import load as load_emulator
-from popcosmos_lib.importance import pareto_smooth
+from popcosmos_lib.importance import tilted
 from popcosmos_lib.population import load as load_population
 
 __all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor", "quantiles", "reweighted"]
@@ -298,8 +298,7 @@ def reweighted(theta, weight, population, other):
     Tensor of shape (n, k)
         They add up to one for each galaxy; the largest are Pareto-smoothed.
     """
-    gain = _log_prior(other, theta) - _log_prior(population, theta)
-    return pareto_smooth(weight.log() + gain.masked_fill(weight == 0, -torch.inf))[0].exp()
+    return tilted(weight, _log_prior(other, theta) - _log_prior(population, theta))
 
 
 def _summary(samples, weights, scores, used, bands, flags, ids):
