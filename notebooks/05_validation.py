@@ -26,6 +26,7 @@ weights: str = "published"   # emulator of notebook 02: published or trained
 calibrated: str = "published"  # populations and flux errors of notebooks 03 and 04: published (of the full profile) or trained
 n_galaxies: int = 20_000     # galaxies drawn from each model
 slack: float = 1.0           # factor on the bars of closure.BARS, which are for populations of full: smoke trains less
+ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble: SFR at z > 1 is close to its bar, so chance decides
 min_gain: float = 3.0        # sliced W2 of the broad prior over that of the calibrated model, at least
 min_start_gain: float = 1.0  # the same of the start over that of the calibrated model
 
@@ -104,6 +105,7 @@ closure.table(scores).pprint(max_lines=-1, max_width=-1)
 
 # %%
 reached = closure.verdicts(scores["calibrated"], slack)
+mixture = closure.verdicts(scores["ensemble"], slack * ensemble_slack)
 gain = {name: scores[name]["sliced_w2"] / scores["calibrated"]["sliced_w2"] for name in ("broad prior", "start")}
 
 # %% tags=["nbval-check-output"]
@@ -124,7 +126,8 @@ this.report(
 
 # %%
 missed = [name for name, verdict in reached.items() if verdict == "missed"]
-assert not missed, f"the calibrated model misses its bar in {', '.join(missed)}: see the row of the table for which score"
+missed += [f"{name} (ensemble)" for name, verdict in mixture.items() if verdict == "missed"]
+assert not missed, f"what was calibrated misses its bar in {', '.join(missed)}: see the row of the table for which score"
 assert gain["broad prior"] >= min_gain, "calibration must bring the model much closer to the sky than a prior without astronomy"
 assert gain["start"] >= min_start_gain, "calibration must improve on what it started from"
 
@@ -152,7 +155,7 @@ distant = {name: rows[parameters.column(rows, "z") > 1] for name, rows in (("sky
 for name in ("log10M_formed", "log10SFR_ratio6"):
     middle = {whose: float(parameters.column(rows, name).median()) for whose, rows in distant.items()}
     this.report(**{f"median_{name}_at_z_above_1": ", ".join(f"{whose} {value:.2f}" for whose, value in middle.items())})
-for name in ("calibrated", "ensemble"):
+for name in closure.PUBLISHED:
     assert "missed" not in closure.verdicts(large[name]).values(), f"what is published misses a bar on the larger sky: {name}"
 
 # %% [markdown]
@@ -291,8 +294,8 @@ this.savefig(validation.components(test.variance.numpy(), test.vectors.numpy(), 
 #   that they calibrated on.
 # - Thorp+25 list KS per component for Ch1 < 26 (0.100, 0.044, 0.059, 0.057, 0.021, 0.039); here r < 25 of another sky. Sliced W2, the
 #   classifier, redshifts and parameters are our additions: they need a truth.
-# - The published population has to meet the bars as they are, the mixture of its ensemble those a fifth wider, see mass at z > 1. What
-#   smoke trains is given a `slack` of several.
+# - The published population has to meet the bars as they are on either sky, the mixture of its ensemble on the larger one; here, where
+#   chance is larger, its bars are a fifth wider. What smoke trains is given a `slack` of several.
 
 # %% tags=["nbval-check-output"]
 this.finish()

@@ -376,7 +376,8 @@ for row in engines:
 # %%
 exact = next(row for row in engines if row["engine"] == "exact")
 print("exact engine, sigma from converged:", ", ".join(f"{name} {exact[name]:.2f}" for name in trials.FOLLOWED))
-assert not list(trials.missed(measured)), f"the benchmark misses bars: {'; '.join(trials.missed(measured))}"
+missed = list(trials.missed(measured))
+assert not missed, f"the benchmark misses bars: {'; '.join(missed)}"
 
 # %% tags=["figure"]
 this.savefig(fits.cost(engines, trials.BARS["distance"]), "fit_cost")

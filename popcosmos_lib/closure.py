@@ -20,14 +20,15 @@ from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.filters import SHORT
 
 __all__ = [
-    "AGREE", "BARS", "BROAD", "CONSTRAINED", "RANGES", "Bar", "Closure", "Constraints", "apart", "broad_colours", "constraints", "table",
-    "verdicts", "widths",
+    "AGREE", "BARS", "BROAD", "CONSTRAINED", "PUBLISHED", "RANGES", "Bar", "Closure", "Constraints", "apart", "broad_colours", "constraints",
+    "table", "verdicts", "widths",
 ]  # fmt: skip
 
 BROAD = ("u", "g", "r", "i", "z", "Y", "J", "H", "Ks", "Ch1")  # the nine adjacent colours are those of Thorp+25 appendix D
 RANGES = ((0.0, 0.5), (0.5, 1.0), (1.0, 6.0))  # redshifts in which mass and star-formation rate are tested apart
 CONSTRAINED = 0.5  # posterior over prior width below which data, not the prior, decide
 AGREE = 0.1  # KS distance of two calibrations, from two priors, up to which the prior no longer speaks
+PUBLISHED = ("calibrated", "ensemble")  # populations that other notebooks go on with: every bar is theirs
 _COMPONENTS = 6
 _BINS = 4  # tomographic: quartiles of observed r - i
 _SPLITS = 4  # random halves of the truth behind one floor

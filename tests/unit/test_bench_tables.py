@@ -121,7 +121,7 @@ def test_the_published_population_is_within_its_bars_on_a_large_sky():
     result = committed("closure")
     rows = {row["population"]: row for row in result["rows"]}
     assert list(rows) == ["floor", "prior", "broad start", "ensemble", "calibrated"] and result["n"] > 40_000
-    for name in script("closure").PUBLISHED:
+    for name in closure.PUBLISHED:
         assert "missed" not in closure.verdicts(rows[name]).values(), name
     table = tables.closure(result)
     assert "| missed |" not in table and "broad start" in table and f"{result['n']:,} galaxies" in table
