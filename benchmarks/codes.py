@@ -2,12 +2,13 @@
 
     python benchmarks/codes.py [FILE] [N]
 
-N (100) galaxies drawn from the model with all 26 bands; the ensemble engine gets ten of them. EAZY (Brammer et al. 2008) gets twelve
-templates that non-negative factors make of spectra of the population, as its authors made theirs (sect. 2.2): its own are a separate
-download, and this is the best case for it. bagpipes (Carnall et al. 2018) gets a delayed exponential and minutes for each galaxy, so a few
-galaxies only. Each foreign code runs in a process of its own, in a folder that is thrown away; one that is not installed or fails leaves a
-row that says why. LePHARE (Arnouts & Ilbert) does nothing without 240 MB of spectra and curves from its own servers, which are neither in
-its package nor on the package index: its row says so. Writes FILE (benchmarks/results/codes.json).
+N (100) galaxies drawn from the model with all 26 bands; the ensemble engine gets ten of them. EAZY (Brammer et al. 2008) and LePHARE
+(Arnouts et al. 1999, Ilbert et al. 2006) have their templates on servers of their own, not on the package index. Here both get spectra of
+the population, which is the best case for them: EAZY adds up twelve non-negative factors of them, made as its authors made theirs (sect.
+2.2); LePHARE takes one at a time, five hundred, and reads our curves and our intergalactic absorption in place of its own. bagpipes
+(Carnall et al. 2018) gets a delayed exponential and minutes for each galaxy, so a few galaxies only. Each foreign code runs in a process of
+its own, in a folder that is thrown away; one that is not installed or fails leaves a row that says why. Writes FILE
+(benchmarks/results/codes.json).
 """
 
 import importlib.util
@@ -27,6 +28,7 @@ from engines import ROOT, reason
 from popcosmos_lib import (
     emulator,
     filters,
+    igm,
     inference,
     metrics,
     parameters,
@@ -43,14 +45,21 @@ from popcosmos_lib import (
 FLOOR = 0.01
 SOME, FEW = 10, 2  # galaxies that the ensemble and bagpipes get
 TEMPLATES, SPECTRA, FACTORING = 12, 2000, 2000  # factors, spectra that they are made of, updates of the factors
+SINGLE = 500  # of these spectra, templates of LePHARE
 LINE = 0.004  # width of the lines in the templates, in wavelength: a step of their grid
 THIN = 8  # of the nodes of filter curves one is kept: with all 512 the set-up of EAZY takes six minutes
-PARAMETERS = {
+SYSTEMATIC, Z_STEP, Z_MAX = 0.02, 0.01, 6.0  # [mag] added to the errors; redshifts tried
+EAZY_PARAMETERS = {
     "FILTERS_RES": "FILTER.RES", "TEMPLATES_FILE": "shapes.param", "TEMP_ERR_FILE": "error.def", "TEMP_ERR_A2": 1.0,
-    "CATALOG_FILE": "galaxies.cat", "MAIN_OUTPUT_FILE": "out", "SYS_ERR": 0.02, "APPLY_PRIOR": "n", "Z_MIN": 0.01, "Z_MAX": 6.0,
-    "Z_STEP": 0.01, "CAT_HAS_EXTCORR": "y", "N_MIN_COLORS": 3,
+    "CATALOG_FILE": "galaxies.cat", "MAIN_OUTPUT_FILE": "out", "SYS_ERR": SYSTEMATIC, "APPLY_PRIOR": "n",
+    "Z_MIN": Z_STEP, "Z_MAX": Z_MAX, "Z_STEP": Z_STEP, "CAT_HAS_EXTCORR": "y", "N_MIN_COLORS": 3,
 }  # fmt: skip
-MISSING = -99.0  # flux of a band that was not observed, in EAZY's catalogues
+LEPHARE_PARAMETERS = {  # where they differ from those of its authors for COSMOS; dust and lines are in the templates
+    "FILTER_CALIB": "0", "ERR_FACTOR": "1", "EB_V": "0", "EXTINC_LAW": "MW_seaton.dat", "EM_LINES": "NO", "ADD_EMLINES": "-1,-1",
+    "Z_STEP": f"{Z_STEP},{Z_STEP},{Z_MAX}", "MAG_ABS": "-30,0", "MABS_METHOD": "3", "RF_COLORS": "-1", "ZPHOTLIB": "CE_COSMOS",
+    "PDZ_OUT": "NONE",
+}  # fmt: skip
+MISSING = -99.0  # flux of a band that was not observed, in the catalogues of EAZY and LePHARE
 
 
 def factors(spectra, n, generator, steps=FACTORING):
@@ -75,7 +84,7 @@ def factors(spectra, n, generator, steps=FACTORING):
 
 
 def eazy_files(folder, flux, flux_err, wave, templates, bands):
-    """Write what EAZY reads: catalogue, translation, filters, templates, their error.
+    """Write what EAZY reads: catalogue, translation, filters, templates, their error, parameters.
 
     Parameters
     ----------
@@ -105,6 +114,42 @@ def eazy_files(folder, flux, flux_err, wave, templates, bands):
         np.savetxt(folder / f"shape_{k}.dat", np.column_stack([wave, template]))
     (folder / "shapes.param").write_text("".join(f"{k + 1} shape_{k}.dat 1.0\n" for k in range(len(templates))))
     (folder / "error.def").write_text("100 0.02\n1000000 0.02\n")
+    (folder / "parameters.json").write_text(json.dumps(EAZY_PARAMETERS))
+
+
+def lephare_files(folder, flux, flux_err, wave, templates, bands):
+    """Write what LePHARE reads: catalogue, filters, templates, opacities, and files that it opens but does not use here.
+
+    Those are the spectra of Vega, the Sun and BD+17 for other magnitude systems, an extinction curve (E(B-V) is zero), and the list of
+    dust spectra (ADD_DUSTEM is NO).
+
+    Parameters
+    ----------
+    folder, flux, flux_err, wave, templates, bands
+        As for ``eazy_files``.
+    """
+    there = np.isfinite(flux) & np.isfinite(flux_err)
+    seen = {name: np.where(there, 1e-29 * values, MISSING) for name, values in (("flux", flux), ("error", flux_err))}  # [erg/s/cm2/Hz]
+    np.savez(folder / "galaxies.npz", **seen)
+    for name in ("filt", "vega", "ext", "opa", "sed/GAL/BETHERMIN12"):
+        (folder / name).mkdir(parents=True)
+    save = lambda name, *columns: np.savetxt(folder / name, np.column_stack(columns), fmt="%.6g")  # noqa: E731
+    for name, nodes, response in zip(bands.names, bands.wave.numpy(), bands.transmission.numpy(), strict=True):
+        save(f"filt/{name}.pb", nodes[::THIN], response[::THIN])
+    for k, template in enumerate(templates):
+        save(f"sed/GAL/{k}.sed", wave, template)
+    (folder / "sed/GAL/shapes.list").write_text("".join(f"{k}.sed\n" for k in range(len(templates))))
+    below, redshifts = torch.arange(300.0, 1216.0), torch.arange(81) / 10
+    for k, transmission in enumerate(igm.transmission(below, redshifts)):
+        save(f"opa/{k}.out", below, transmission)
+    (folder / "opa/OPACITY.dat").write_text("".join(f"{z:.1f} {k}.out\n" for k, z in enumerate(redshifts.tolist())))
+    flat = np.geomspace(500.0, 1e5, 200)
+    for name in ("vega/VegaLCB.sed", "vega/SunLCB.sed", "vega/BD+17o4708.sed", "ext/MW_seaton.dat", "sed/GAL/dust.sed"):
+        save(name, flat, flat**-2)
+    (folder / "sed/GAL/BETHERMIN12/BETHERMIN12_MOD.list").write_text("dust.sed 1 0.0\n")
+    lists = {"FILTER_REP": str(folder / "filt"), "FILTER_LIST": ",".join(f"{name}.pb" for name in bands.names)}
+    lists |= {"GAL_SED": str(folder / "sed/GAL/shapes.list"), "ERR_SCALE": ",".join([str(SYSTEMATIC)] * len(bands.names))}
+    (folder / "parameters.json").write_text(json.dumps(LEPHARE_PARAMETERS | lists))
 
 
 EAZY = """
@@ -117,6 +162,25 @@ ready, cpu = time.perf_counter(), time.process_time()
 fit.fit_catalog(n_proc=0)
 middle = fit.pz_percentiles(percentiles=[50])[:, 0]
 json.dump({"z": middle.tolist(), "start": ready - began, "seconds": time.process_time() - cpu}, open("found.json", "w"))
+"""
+
+LEPHARE = """
+import json, os, time
+os.environ["LEPHAREDIR"] = os.environ["LEPHAREWORK"] = os.getcwd()
+import lephare, numpy as np
+keys = lephare.all_types_to_keymap(lephare.default_cosmos_config | json.load(open("parameters.json")))
+began = time.process_time()
+lephare.prepare(keys, star_config=None, qso_config=None)
+fit = lephare.PhotoZ(keys)
+ready = time.process_time()
+given, galaxies = np.load("galaxies.npz"), []
+for k, (flux, error) in enumerate(zip(given["flux"], given["error"])):
+    galaxies.append(lephare.onesource(k, fit.gridz))
+    galaxies[-1].readsource(str(k), flux, error, 0, -99.0, "")
+    fit.prep_data(galaxies[-1])
+fit.run_photoz(galaxies, fit.compute_offsets([]))
+middle = [galaxy.zgmed[0] for galaxy in galaxies]  # of the probability of z
+json.dump({"z": middle, "start": ready - began, "seconds": time.process_time() - ready}, open("found.json", "w"))
 """
 
 BAGPIPES = """
@@ -156,22 +220,46 @@ def process(script, folder):
     return json.loads((folder / "found.json").read_text())
 
 
-def eazy(trial, tools, folder):
-    """EAZY on all galaxies."""
-    if importlib.util.find_spec("eazy") is None:
-        raise ImportError("EAZY is not installed: .venv/bin/pip install -e .[bench]")
-    generator = torch.Generator().manual_seed(3)
-    light = sps.load().spectrum(tools["population"].sample(SPECTRA, generator))
-    wave = light.wave[(light.wave > 900) & (light.wave < 6e4)]
+def installed(package, code):
+    """Whether there is a package to run.
+
+    Raises
+    ------
+    ImportError
+        If not, with the remedy.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{code} is not installed: .venv/bin/pip install -e .[bench]")
+
+
+def shapes(law, n, generator):
+    """Rest wavelengths (n_wave,) [Angstrom] and spectra (n, n_wave) per wavelength, of mean one, of galaxies of a population."""
+    light = sps.load().spectrum(law.sample(n, generator))
+    inside = (light.wave > 900) & (light.wave < 6e4)
+    wave = light.wave[inside]
     apart = (wave[:, None] / light.line_wave - 1) / LINE
     lines = torch.exp(-0.5 * apart**2) / (math.sqrt(2 * math.pi) * LINE * light.line_wave)
-    spectra = light.total[:, (light.wave > 900) & (light.wave < 6e4)] * filters.LIGHT / wave**2 + light.lines @ lines.T  # [Lsun / Angstrom]
-    spectra = spectra / spectra.mean(1, keepdim=True)
+    spectra = light.total[:, inside] * filters.LIGHT / wave**2 + light.lines @ lines.T
+    return wave, spectra / spectra.mean(1, keepdim=True)
+
+
+def eazy(trial, tools, folder):
+    """EAZY on all galaxies."""
+    installed("eazy", "EAZY")
+    generator = torch.Generator().manual_seed(3)
+    wave, spectra = shapes(tools["population"], SPECTRA, generator)
     typical = spectra.mean(0)  # without it the infrared would weigh nothing
     templates = typical * factors((spectra / typical).float(), TEMPLATES, generator)
     eazy_files(folder, trial.flux.numpy(), trial.flux_err.numpy(), wave.numpy(), templates.numpy(), filters.load("cosmos"))
-    (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
     return process(EAZY, folder)
+
+
+def lephare(trial, tools, folder):
+    """LePHARE on all galaxies."""
+    installed("lephare", "LePHARE")
+    wave, spectra = shapes(tools["population"], SINGLE, torch.Generator().manual_seed(3))
+    lephare_files(folder, trial.flux.numpy(), trial.flux_err.numpy(), wave.numpy(), spectra.numpy(), filters.load("cosmos"))
+    return process(LEPHARE, folder)
 
 
 def bagpipes(trial, tools, folder):
@@ -183,11 +271,6 @@ def bagpipes(trial, tools, folder):
     error = np.hypot(trial.flux_err[:FEW].numpy(), 0.05 * flux)
     np.savez(folder / "galaxies.npz", flux=flux, error=error, wave=bands.wave.numpy(), transmission=bands.transmission.numpy())
     return process(BAGPIPES, folder)
-
-
-def lephare(trial, tools, folder):
-    """Never runs here."""
-    raise FileNotFoundError("LePHARE reads its spectra, filters and extinction laws from servers of its own (240 MB of lephare-data)")
 
 
 def ours(n=None, **options):
@@ -202,11 +285,12 @@ def ours(n=None, **options):
 
 
 LONG = {"engine": "ensemble", "n_walkers": 64, "n_steps": 4800}  # the papers' sampler until it has converged
-CODES = {"exact engine": ours(), "ensemble engine": ours(SOME, **LONG), "EAZY": eazy, "bagpipes": bagpipes, "LePHARE": lephare}
+CODES = {"exact engine": ours(), "ensemble engine": ours(SOME, **LONG), "EAZY": eazy, "LePHARE": lephare, "bagpipes": bagpipes}
 NOTES = {
     "exact engine": "16 parameters, under the prior that the galaxies are from",
     "ensemble engine": "the same posteriors by an affine-invariant ensemble, 64 walkers and 4,800 steps",
-    "EAZY": "redshift only; templates from spectra of the same population",
+    "EAZY": f"redshift only; sums of {TEMPLATES} templates from spectra of the same population",
+    "LePHARE": f"redshift only; {SINGLE} spectra of the same population",
     "bagpipes": "delayed exponential, flat priors, nautilus",
 }
 

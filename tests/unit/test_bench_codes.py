@@ -1,4 +1,4 @@
-"""Other codes beside ours: the templates and files EAZY gets, rows for what cannot run. A catalogue: time kept over kills, the table."""
+"""Other codes beside ours: what EAZY and LePHARE get, rows for what cannot run. A catalogue: time kept over kills, the table."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import filters, parameters, tables
+from popcosmos_lib import filters, igm, parameters, tables
 from popcosmos_lib.trials import Trial
 
 TRUTH = (0.3, 0.6, 0.9)
@@ -67,8 +67,37 @@ def test_eazy_itself_finds_the_break(codes, sky, tmp_path):
     pytest.importorskip("eazy", reason="EAZY is not installed: .venv/bin/pip install -e .[bench]")
     bands, wave, templates, flux, error = sky
     codes.eazy_files(tmp_path, flux, error, wave, templates, bands)
-    (tmp_path / "parameters.json").write_text(json.dumps(codes.PARAMETERS | {"Z_MAX": 1.5, "Z_STEP": 0.02}))
+    (tmp_path / "parameters.json").write_text(json.dumps(codes.EAZY_PARAMETERS | {"Z_MAX": 1.5, "Z_STEP": 0.02}))
     np.testing.assert_allclose(codes.process(codes.EAZY, tmp_path)["z"], TRUTH, atol=0.03)
+
+
+def test_lephare_gets_every_flux_curve_template_and_opacity(codes, sky, tmp_path):
+    bands, wave, templates, flux, error = sky
+    flux = flux.copy()
+    flux[1, 2] = np.nan
+    codes.lephare_files(tmp_path, flux, error, wave, templates, bands)
+    given, keys = np.load(tmp_path / "galaxies.npz"), json.loads((tmp_path / "parameters.json").read_text())
+    assert given["flux"][1, 2] == given["error"][1, 2] == codes.MISSING, "a missing band has neither flux nor error"
+    np.testing.assert_allclose(-2.5 * np.log10(given["flux"][0]) - 48.6, 23.9 - 2.5 * np.log10(flux[0]), atol=1e-6)  # AB
+    curves = [np.loadtxt(tmp_path / "filt" / name) for name in keys["FILTER_LIST"].split(",")]
+    middle = [float((w * t).sum() / t.sum()) for w, t in (curve.T for curve in curves)]
+    np.testing.assert_allclose(middle, bands.effective, rtol=0.02)
+    assert len(keys["ERR_SCALE"].split(",")) == len(bands.names)
+    listed = (tmp_path / "sed/GAL/shapes.list").read_text().split()
+    np.testing.assert_allclose([np.loadtxt(tmp_path / "sed/GAL" / name)[:, 1] for name in listed], templates)
+    opacities = dict(line.split() for line in (tmp_path / "opa/OPACITY.dat").read_text().splitlines())
+    below, transmission = np.loadtxt(tmp_path / "opa" / opacities["3.0"]).T
+    expected = igm.transmission(torch.as_tensor(below), torch.tensor([3.0]))[0]
+    np.testing.assert_allclose(transmission, expected, atol=1e-5)
+    assert len(opacities) == 81 and below[-1] < igm.LYMAN_ALPHA
+
+
+def test_lephare_itself_finds_the_break(codes, sky, tmp_path):
+    pytest.importorskip("lephare", reason="LePHARE is not installed: .venv/bin/pip install -e .[bench]")
+    codes.lephare_files(tmp_path, *sky[3:], *sky[1:3], sky[0])
+    keys = json.loads((tmp_path / "parameters.json").read_text()) | {"Z_STEP": "0.02,0.02,1.5"}
+    (tmp_path / "parameters.json").write_text(json.dumps(keys))
+    np.testing.assert_allclose(codes.process(codes.LEPHARE, tmp_path)["z"], TRUTH, atol=0.03)
 
 
 def test_a_process_that_fails_says_why(codes, tmp_path):
@@ -79,14 +108,17 @@ def test_a_process_that_fails_says_why(codes, tmp_path):
 def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
     theta = parameters.BOUNDS.mean(1).repeat(4, 1)
     z = parameters.column(theta, "z") + torch.tensor([0.0, 0.01, -0.01, 3.0])
+    absent = lambda trial, tools, folder: codes.installed("no_such_package", "LePHARE")  # noqa: E731
     whole = lambda trial, tools, folder: {"z": z.tolist(), "start": 2.0, "seconds": 8.0}  # noqa: E731
     flux = torch.ones(4, 26)
-    rows = codes.measure({"LePHARE": codes.lephare, "EAZY": whole}, Trial(theta, flux, flux), None)
-    assert rows[0]["code"] == "LePHARE" and "servers of its own" in rows[0]["missing"]
+    rows = codes.measure({"LePHARE": absent, "EAZY": whole}, Trial(theta, flux, flux), None)
+    assert rows[0]["code"] == "LePHARE" and "pip install" in rows[0]["missing"]
     assert rows[1]["n"] == 4 and rows[1]["seconds"] == 2.0 and rows[1]["outliers"] == 0.25
     text = tables.codes(DEVICE | {"rows": rows})
     assert (
-        "| LePHARE | - | - | - | - | - | - | LePHARE reads" in text and "| EAZY | 4 | 2 | 2 | " in text and "| 25% | redshift only" in text
+        "| LePHARE | - | - | - | - | - | - | LePHARE is not installed" in text
+        and "| EAZY | 4 | 2 | 2 | " in text
+        and "| 25% | redshift only" in text
     )
 
 
