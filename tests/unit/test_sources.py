@@ -99,6 +99,19 @@ def test_of_a_collection_the_catalogue_without_its_margins(table, tmp_path):
     assert len(source) == N and all("mine_margin" not in str(file) for file in source.files)
 
 
+def test_what_lsdb_writes_is_read_whole_and_once(table, tmp_path):
+    lsdb = pytest.importorskip("lsdb", reason="LSDB is not installed: .venv/bin/pip install lsdb")
+    rng = np.random.default_rng(3)
+    frame = table.to_pandas().assign(ra=150 + rng.uniform(0, 1, N), dec=2 + rng.uniform(0, 1, N))
+    made = lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec", lowest_order=3, highest_order=9, partition_rows=6)
+    made.write_catalog(tmp_path / "sky")  # a collection: the catalogue and a margin, in which rows are found again
+    source = sources.load(tmp_path / "sky")
+    assert len(source) == N and len(source.files) > 3
+    parts = [sources.read(chunk, ["ID", "FLUX"]) for chunk in source.chunks(1000)]
+    found = dict(zip(*(np.concatenate([part[name] for part in parts]) for name in ("ID", "FLUX")), strict=True))
+    assert found == dict(zip(table["ID"], table["FLUX"], strict=True))
+
+
 def test_a_partition_that_is_missing_is_missed(table, tmp_path):
     folder = hats(table, tmp_path / "sky", {(1, 2): 4, (1, 3): N - 4})
     next(folder.rglob("Npix=2.parquet")).unlink()
