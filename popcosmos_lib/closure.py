@@ -20,8 +20,8 @@ from popcosmos_lib.bands import asinh_magnitude
 from popcosmos_lib.filters import SHORT
 
 __all__ = [
-    "AGREE", "BARS", "BROAD", "CONSTRAINED", "PUBLISHED", "RANGES", "Bar", "Closure", "Constraints", "apart", "broad_colours", "constraints",
-    "table", "verdicts", "widths",
+    "AGREE", "BARS", "BROAD", "CONSTRAINED", "PUBLISHED", "RANGES", "Bar", "Closure", "Constraints", "apart", "broad_colours",
+    "constraints", "table", "verdicts", "widths",
 ]  # fmt: skip
 
 BROAD = ("u", "g", "r", "i", "z", "Y", "J", "H", "Ks", "Ch1")  # the nine adjacent colours are those of Thorp+25 appendix D

@@ -12,6 +12,8 @@ catalogue and output must lie on a file system that all of them see:
 Used by ``fitting``.
 """
 
+import contextlib
+import itertools
 import os
 
 __all__ = ["keep_memory", "run"]
@@ -76,17 +78,20 @@ def run(function, tasks, workers=1, scheduler=None):
 
 
 def _results(distributed, client, function, tasks):
-    tasks = iter(tasks)
-    cores = max(1, sum(client.ncores().values()))
-    first = [task for _, task in zip(range(_AHEAD * cores), tasks, strict=False)]
-    waiting = distributed.as_completed(client.map(function, first, pure=False))
-    for done in waiting:
+    left, cores, flying, waiting = iter(tasks), 1, 0, distributed.as_completed()
+    while True:
+        with contextlib.suppress(OSError):  # a scheduler that is gone: the next result says so
+            cores = max(1, sum(client.ncores().values()))  # asked again, as jobs that wait in a queue bring workers late
+        new = client.map(function, list(itertools.islice(left, max(0, _AHEAD * cores - flying))), pure=False)
+        waiting.update(new)
+        flying += len(new)
+        if not flying:
+            return
+        done = next(waiting)
+        flying -= 1
         try:
             result = done.result()
         except distributed.CancelledError:
             raise RuntimeError("the Dask scheduler is gone: start it and give the same command again, what was finished is kept") from None
         done.release()
-        for task in tasks:
-            waiting.add(client.submit(function, task, pure=False))
-            break
         yield result

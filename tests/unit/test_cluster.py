@@ -34,6 +34,19 @@ def test_every_task_once_even_if_there_are_many(threads):
     assert list(cluster.run(abs, [], scheduler=threads)) == []
 
 
+def test_workers_that_come_late_get_their_share():
+    """Jobs that wait in the queue of a cluster start long after the command."""
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as made:
+        results = cluster.run(time.sleep, [0.05] * 80, scheduler=made.scheduler_address)
+        next(results)
+        assert len(made.scheduler.tasks) <= 5
+        made.scale(8)
+        made.wait_for_workers(8)
+        next(results)
+        assert len(made.scheduler.tasks) >= 25, "eight cores are kept busy, not one"
+        assert len(list(results)) == 78
+
+
 def test_workers_keep_the_memory_of_freed_tensors(monkeypatch):
     """Dask would have them return every page, which costs two fifths of the time of a fit."""
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
