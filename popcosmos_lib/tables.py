@@ -210,7 +210,7 @@ def catalogue(measured):
 
 
 def codes(measured):
-    """Redshift codes on the same galaxies of the model, as a table.
+    """Redshift codes on the same galaxies, of the model and real ones, as a table.
 
     Parameters
     ----------
@@ -225,12 +225,14 @@ def codes(measured):
     lines = []
     for row in measured["rows"]:
         if row["missing"]:
-            lines.append([row["code"], *["-"] * 6, row["missing"]])
+            lines.append([row["sample"], row["code"], *["-"] * 6, row["missing"]])
             continue
         scores = [f"{row['median']:+.4f}", f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
-        lines.append([row["code"], row["n"], _rounded(row["seconds"]), f"{row['start']:.0f}", *scores, row["note"]])
-    head = ["code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
-    return f"{markdown(head, lines)}\n\nMeasured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
+        lines.append([row["sample"], row["code"], row["n"], _rounded(row["seconds"]), f"{row['start']:.0f}", *scores, row["note"]])
+    head = ["sample", "code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
+    real = [set(row["wrong"]) for row in measured["rows"] if row["sample"] != "model" and not row["missing"]]
+    shared = f"{len(set.intersection(*real))} of the real galaxies are outliers of every code. " if real else ""
+    return f"{markdown(head, lines)}\n\n{shared}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 
 def closure(measured):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import filters, igm, parameters, tables
-from popcosmos_lib.trials import Trial
+from popcosmos_lib import filters, igm, tables
+from popcosmos_lib.samples import Sample
 
 TRUTH = (0.3, 0.6, 0.9)
 
@@ -106,20 +106,20 @@ def test_a_process_that_fails_says_why(codes, tmp_path):
 
 
 def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
-    theta = parameters.BOUNDS.mean(1).repeat(4, 1)
-    z = parameters.column(theta, "z") + torch.tensor([0.0, 0.01, -0.01, 3.0])
-    absent = lambda trial, tools, folder: codes.installed("no_such_package", "LePHARE")  # noqa: E731
-    whole = lambda trial, tools, folder: {"z": z.tolist(), "start": 2.0, "seconds": 8.0}  # noqa: E731
-    flux = torch.ones(4, 26)
-    rows = codes.measure({"LePHARE": absent, "EAZY": whole}, Trial(theta, flux, flux), None)
+    truth, z = torch.ones(4), torch.tensor([1.0, 1.01, 0.99, 3.0])
+    absent = lambda sample, tools, folder: codes.installed("no_such_package", "LePHARE")  # noqa: E731
+    whole = lambda sample, tools, folder: {"z": z.tolist(), "start": 2.0, "seconds": 8.0}  # noqa: E731
+    galaxies = Sample(list("abcd"), torch.ones(4, 26), torch.ones(4, 26), truth, truth, torch.zeros(26), None)
+    rows = codes.measure({"LePHARE": absent, "EAZY": whole}, "model", galaxies, None)
     assert rows[0]["code"] == "LePHARE" and "pip install" in rows[0]["missing"]
-    assert rows[1]["n"] == 4 and rows[1]["seconds"] == 2.0 and rows[1]["outliers"] == 0.25
+    assert rows[1]["n"] == 4 and rows[1]["seconds"] == 2.0 and rows[1]["outliers"] == 0.25 and rows[1]["wrong"] == ["d"]
     text = tables.codes(DEVICE | {"rows": rows})
-    assert (
-        "| LePHARE | - | - | - | - | - | - | LePHARE is not installed" in text
-        and "| EAZY | 4 | 2 | 2 | " in text
-        and "| 25% | redshift only" in text
-    )
+    assert "| model | LePHARE | - | - | - | - | - | - | LePHARE is not installed" in text
+    assert "| model | EAZY | 4 | 2 | 2 | " in text and "| 25% | redshift only" in text and "outliers of every code" not in text
+    real = codes.measure({"EAZY": whole}, "COSMOS2020", galaxies, None)
+    assert "1 of the real galaxies are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real})
+    other = [real[0] | {"wrong": ["a"]}]
+    assert "0 of the real galaxies are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real + other})
 
 
 def test_time_of_an_earlier_run_counts(tmp_path):
