@@ -230,8 +230,11 @@ def codes(measured):
         scores = [f"{row['median']:+.4f}", f"{row['sigma_mad']:.4f}", f"{row['outliers']:.0%}"]
         lines.append([row["sample"], row["code"], row["n"], _rounded(row["seconds"]), f"{row['start']:.0f}", *scores, row["note"]])
     head = ["sample", "code", "galaxies", "CPU s per galaxy", "set-up [s]", "median", "sigma_MAD", "outliers", ""]
-    real = [set(row["wrong"]) for row in measured["rows"] if row["sample"] != "model" and not row["missing"]]
-    shared = f"{len(set.intersection(*real))} of the real galaxies are outliers of every code. " if real else ""
+    wrong = {}
+    for row in measured["rows"]:
+        if row["sample"] != "model" and not row["missing"]:
+            wrong.setdefault(row["sample"], []).append(set(row["wrong"]))
+    shared = "".join(f"{len(set.intersection(*sets))} galaxies of {sample} are outliers of every code. " for sample, sets in wrong.items())
     return f"{markdown(head, lines)}\n\n{shared}Measured on {_where(measured)}; one thread, load {measured['load']:.1f} at the start."
 
 

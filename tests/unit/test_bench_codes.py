@@ -117,9 +117,9 @@ def test_a_code_that_cannot_run_leaves_a_row_and_stops_no_other(codes):
     assert "| model | LePHARE | - | - | - | - | - | - | LePHARE is not installed" in text
     assert "| model | EAZY | 4 | 2 | 2 | " in text and "| 25% | redshift only" in text and "outliers of every code" not in text
     real = codes.measure({"EAZY": whole}, "COSMOS2020", galaxies, None)
-    assert "1 of the real galaxies are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real})
+    assert "1 galaxies of COSMOS2020 are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real})
     other = [real[0] | {"wrong": ["a"]}]
-    assert "0 of the real galaxies are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real + other})
+    assert "0 galaxies of COSMOS2020 are outliers of every code" in tables.codes(DEVICE | {"rows": rows + real + other})
 
 
 def test_time_of_an_earlier_run_counts(tmp_path):
