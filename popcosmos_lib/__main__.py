@@ -29,7 +29,9 @@ def _mock(options):
 
 
 def _fit(options):
-    from popcosmos_lib import columns, fitting, plausibility, sources
+    from pyarrow import parquet
+
+    from popcosmos_lib import columns, fitting, plausibility, schema, sources
 
     if options.dry_run:
         source = sources.load(options.catalogue)
@@ -47,6 +49,10 @@ def _fit(options):
     rows, failed = fitting.run(options.catalogue, out, settings=settings, **work)
     catalogues.write(out, plots)
     print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")
+    flags = parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
+    for bit, text in schema.FLAGS.items():
+        if found := int((flags & bit != 0).sum()):
+            print(f"flag {bit}, {found:,} galaxies: {text}")
 
 
 def _data(options):

@@ -311,7 +311,9 @@ def test_the_command_from_catalogue_to_page(mock, tmp_path, monkeypatch, capsys)
     out = tmp_path / "p.parquet"
     words = ["--draws", "4", "--seed", "3", "--workers", "1"]  # other processes would not see the stand-in
     assert main(["fit", str(mock), "--out", str(out), "--chunk", "16", *words]) == 0
-    assert "60 galaxies, of which 0 could not be fitted (flag 2048); summary page:" in capsys.readouterr().out
+    said, flagged = capsys.readouterr().out, int((Table.read(out)["flags"] == 32).sum())
+    assert "60 galaxies, of which 0 could not be fitted (flag 2048); summary page:" in said
+    assert f"flag 32, {flagged} galaxies: no galaxy of the model" in said and said.count("galaxies: ") == 1 and flagged > 0
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF") and len(Table.read(tmp_path / "p_draws.parquet")) == 4 * N
     (tmp_path / "p.pdf").unlink()
     assert main(["fit", str(mock), "--out", str(out), *words, "--plots", str(tmp_path / "page.pdf")]) == 0
