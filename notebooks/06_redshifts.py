@@ -84,8 +84,8 @@ for title, name in ((title, name) for title in cuts for name in parents):
 # ## Surveys that it was not trained on
 #
 # The same galaxies through other filters. The truth is the mock universe through direct synthesis; the models use an emulator where one
-# has the survey's bands (one for LSST is shipped; notebook 02 trains others, `-p survey=kids`, for `weights=trained` here), and otherwise
-# direct synthesis too. Galaxies of the mock universe at r > 25 take part: what the model cannot know of shows.
+# has the survey's bands (one for KiDS and LSST is shipped; notebook 02 trains others, `-p survey=euclid`, for `weights=trained` here), and
+# otherwise direct synthesis too. Galaxies of the mock universe at r > 25 take part: what the model cannot know of shows.
 #
 # A survey of your own needs bands, depths and cuts, as in `resources/surveys.yaml`:
 #

@@ -179,7 +179,7 @@ def load(kind="photometry", profile="published"):
     Parameters
     ----------
     kind : {"photometry", "spectra", "survey"}
-        The 26 bands; rest-frame spectra, see ``spectra.Spectra``; or the bands of the other survey that notebook 02 was asked for.
+        The 26 bands; rest-frame spectra, see ``spectra.Spectra``; or the bands of the other surveys that notebook 02 was asked for.
     profile : str
         ``"published"``, trained at full size and shipped with the package, or the profile in which notebook 02 trained another.
 

@@ -106,13 +106,12 @@ def test_population_and_emulator_are_chosen_apart(root):
     assert mocks.load(root / "mine.yaml", profile="smoke").meta["photometry"] == "emulator"
     shipped = mocks.load(root / "mine.yaml", profile="smoke", emulator="published")
     assert shipped.meta["photometry"] == "direct synthesis", "no shipped emulator has these bands, and the trained one was not asked for"
-    lsst = mocks.load("lsst-y1", profile="smoke", emulator="published")
-    assert lsst.meta["photometry"] == "emulator" and lsst.meta["networks"]["population"], (
-        "a trained population through the shipped emulator"
-    )
-    assert lsst.meta["networks"]["emulator"] == provenance.sha256(
-        Path(emulator.__file__).parent / "weights" / "emulator_survey.safetensors"
-    )
+    for name in ("kids", "lsst-y1"):
+        made = mocks.load(name, profile="smoke", emulator="published")
+        assert made.meta["photometry"] == "emulator" and made.meta["networks"]["population"], "a trained population, a shipped emulator"
+        assert made.meta["networks"]["emulator"] == provenance.sha256(
+            Path(emulator.__file__).parent / "weights" / "emulator_survey.safetensors"
+        )
 
 
 def test_given_galaxies_are_observed_as_those_of_a_mock(root):
