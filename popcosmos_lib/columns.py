@@ -4,6 +4,7 @@ Names of COSMOS2020, of the built-in mock and of KiDS are recognised. Anything e
 
     id: ID                               # left out: row numbers
     bands: {u: [flux_u, err_u], ...}     # short names of filters.SHORT, any of the 26
+    curves: {u: sdss_u0, ...}            # bands of another survey in the places of these: what filters.load takes, or files
     unit: uJy                            # mJy, Jy, maggies, nanomaggies, cgs (erg/s/cm2/Hz), AB mag; left out: as the file states
     z_spec: ZSPEC                        # passed on to the output
     ebv: EBV                             # column or number, E(B-V) of the Milky Way still to be corrected; left out: corrected already
@@ -21,9 +22,9 @@ import yaml
 from astropy import units
 from astropy.table import Table, vstack
 
-from popcosmos_lib import catalog, filters, sources, survey
+from popcosmos_lib import catalog, filters, provenance, sources, survey
 
-__all__ = ["KIDS", "NOTHING", "UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
+__all__ = ["KIDS", "KIDS_CURVES", "NOTHING", "UNITS", "Mapping", "factor", "identifiers", "reddening", "resolve", "sample"]
 
 NOTHING = 16  # bit of catalog.FLAGS: no usable band
 AB = "AB mag"
@@ -33,12 +34,13 @@ _SYNONYMS = {
     "nMgy": "nanomaggies", "mag(AB)": AB, "ABmag": AB, "AB": AB,
 }  # fmt: skip
 _NO_MAGNITUDE = 50.0  # 99 and -99 are written where nothing was measured
-_FIELDS = ("id", "bands", "unit", "z_spec", "ebv", "zero_points")
+_FIELDS = ("id", "bands", "curves", "unit", "z_spec", "ebv", "zero_points")
 _IDENTIFIERS = ("ID", "id", "SeqNr")
-KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}  # band fitted: band measured
+KIDS = {"u": "u", "g": "g", "r": "r", "i": "i", "z": "Z", "Y": "Y", "J": "J", "H": "H", "Ks": "Ks"}  # place: band
+KIDS_CURVES = dict(zip(KIDS, filters.SURVEYS["kids"], strict=True))
 _KIDS_NAMES = (("MAG_GAAP_{}", "MAGERR_GAAP_{}"), ("FLUX_GAAP_{}", "FLUXERR_GAAP_{}"), ("{}_FLUX", "{}_FLUXERR"))
 _KIDS_NOTE = (
-    "KiDS names: u, g, r, i and Z are fitted as the u, g, r, i, z of COSMOS2020, the nearest bands of the model, without colour terms; "
+    "KiDS names: fitted through the curves of KiDS and VIKING (of SDSS for u, g, r, i); "
     "GAaP fluxes have the right colours but miss light, so masses and star-formation rates come out low"
 )
 
@@ -53,6 +55,8 @@ class Mapping:
         Whose names they are: "COSMOS2020", "mock", "KiDS", or the name of a YAML file.
     bands : dict of str to (str, str)
         Short name of a band -> columns of flux and error.
+    curves : dict of str to str
+        Short name of a band -> the curve of another survey that is in its place.
     scale : dict of str to float or None
         Column -> µJy in one of its unit; None for AB magnitudes.
     id, z_spec : str or None
@@ -72,6 +76,7 @@ class Mapping:
     z_spec: str | None = None
     ebv: str | float | None = None
     zero_points: dict | str | None = field(default_factory=dict)
+    curves: dict = field(default_factory=dict)
     notes: tuple = ()
 
     @property
@@ -85,8 +90,9 @@ class Mapping:
         return [name for name in names if name in own or (self.official and name in catalog.known(names))]
 
     def key(self):
-        """What decides the result, as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        """What decides the result, as JSON values; a file of a curve is known by its content."""
+        curves = {band: provenance.sha256(curve) if Path(curve).is_file() else curve for band, curve in self.curves.items()}
+        return {name: value for name, value in asdict(self).items() if name != "notes"} | {"curves": curves}
 
     def catalogue(self, table, first=0, median_ebv=np.nan):
         """Photometry ready for the model.
@@ -202,6 +208,12 @@ def resolve(source, path=None):
         return _told(source, Path(path))
     names, own = source.units, {band: (f"flux_{band}", f"flux_err_{band}") for band in filters.SHORT}
     bands = {band: pair for band, pair in own.items() if set(pair) <= names.keys()}
+    others = [name for name in names if name.startswith("flux_err_") and name.replace("_err", "") in names and name[9:] not in own]
+    if bands and others:
+        raise ValueError(
+            f"{source.path.name} has {', '.join(others)}, of bands that COSMOS2020 does not have: say with --columns map.yaml which column "
+            "belongs to which band, and if they are bands of another survey, their curves"
+        )
     if bands:
         return _recognised(source, "mock", bands, ("z_spec", "z"), "uJy")
     pairs = zip(filters.SHORT, (catalog.official(names, stem) for stem in survey.BANDS["column"]), strict=True)
@@ -214,7 +226,8 @@ def resolve(source, path=None):
         pairs = {band: (value.format(measured), error.format(measured)) for band, measured in KIDS.items()}
         bands = {band: pair for band, pair in pairs.items() if set(pair) <= names.keys()}
         if len(bands) > 1:
-            return _recognised(source, "KiDS", bands, catalog.REDSHIFTS, AB if value.startswith("MAG") else None, notes=(_KIDS_NOTE,))
+            unit, curves = AB if value.startswith("MAG") else None, {band: KIDS_CURVES[band] for band in bands}
+            return _recognised(source, "KiDS", bands, catalog.REDSHIFTS, unit, curves=curves, notes=(_KIDS_NOTE,))
     raise ValueError(
         f"no band was recognised among the {len(names)} columns of {source.path.name} ({', '.join(list(names)[:6])}, ...): "
         "say which is which with --columns map.yaml, for instance bands: {r: [flux_r, flux_err_r]}"
@@ -283,7 +296,23 @@ def _told(source, path):
         *(told.get(name) and column(told[name], name) for name in ("id", "z_spec")),
         float(ebv) if isinstance(ebv, int | float) else ebv and column(ebv, "ebv"),
         {band: float(value) for band, value in points.items()},
+        _curves(told.get("curves") or {}, bands, path, wrong),
     )
+
+
+def _curves(told, bands, path, wrong):
+    """Curves of the bands, those that are not told their own, files by their full path; empty where none is told."""
+    if not isinstance(told, dict) or not told.keys() <= bands.keys():
+        raise wrong(f"curves are {{<band>: <curve>}} of bands that bands: names ({' '.join(bands)}); got {told!r}")
+    found = {}
+    for band in bands if told else ():
+        curve = str(told.get(band, filters.COSMOS26[filters.SHORT.index(band)]))
+        found[band] = str((path.parent / curve).resolve()) if (path.parent / curve).is_file() else curve
+        try:
+            filters.load([found[band]])
+        except ValueError as error:
+            raise wrong(f"the curve of band {band}: {error}") from None
+    return found
 
 
 def _known_band(band, wrong):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from popcosmos_lib import cosmology, filters, parameters, passbands, priors, store, universe
 from popcosmos_lib.features import Features, magnitude, tabulate
 
-__all__ = ["FAINT", "Emulator", "Speculator", "draw", "jacobian", "load", "residuals", "restore", "robust_sigma", "train"]
+__all__ = ["FAINT", "Emulator", "Speculator", "draw", "having", "jacobian", "load", "residuals", "restore", "robust_sigma", "train"]
 
 FAINT = 30.0  # apparent magnitude beyond which an object counts neither in the loss nor in the quoted errors [mag]
 _CHUNK = {"cpu": 4096, "cuda": 65_536}  # rows evaluated at once: few enough for a processor's cache, enough for a GPU
@@ -202,6 +202,30 @@ def load(kind="photometry", profile="published"):
         raise ValueError(f"kind must be one of {', '.join(kinds)}; got {kind!r} (the profile is the second argument)")
     name, restored = kinds[kind]
     return restored(store.load(name, profile))
+
+
+def having(bands, profile="published"):
+    """The trained emulator whose bands include these, or None.
+
+    Parameters
+    ----------
+    bands : collection of str
+        Names, as ``filters.load`` takes them.
+    profile : str
+        As for ``load``.
+
+    Returns
+    -------
+    Emulator or None
+    """
+    for kind in ("photometry", "survey"):
+        try:
+            found = load(kind, profile)
+        except store.Missing:
+            continue
+        if set(bands) <= set(found.bands):
+            return found
+    return None
 
 
 def restore(artefact):

@@ -21,14 +21,15 @@ import torch
 from astropy.table import vstack
 from tqdm import tqdm
 
-from popcosmos_lib import __version__, catalog, cluster, columns, filters, inference, parameters, schema, sources, store
+from popcosmos_lib import __version__, catalog, cluster, columns, emulator, filters, inference, parameters, schema, sources, store
+from popcosmos_lib.slots import Slots
 
 __all__ = ["CHUNK", "Settings", "run"]
 
 CHUNK = 256  # galaxies in a part: minutes of work
 _ROWS = 65_536  # in a row group of the joined table
 _HOPELESS = 8  # galaxies in a chunk all of which fail for a reason that is not theirs
-_NETWORKS = ("emulator", "population", "proposal*")  # artefacts on which a posterior depends
+_NETWORKS = ("emulator*", "population", "proposal*")  # artefacts on which a posterior depends
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Settings:
     seed: int = 0
     draws: int = 0
 
-    def posterior(self, flux, flux_err, id, fit=None):
-        """The ``inference.Result`` of galaxies; ``fit`` stands in for ``inference.fit``."""
+    def posterior(self, flux, flux_err, id, curves=None, fit=None):
+        """The ``inference.Result`` of galaxies; ``curves`` as in ``columns.Mapping``; ``fit`` stands in for ``inference.fit``."""
         options = {"n_draws": self.draws} if self.draws else {}
+        if curves:
+            options["emulator"] = Slots(curves, emulator.having(curves.values(), self.profile))
         options |= {"engine": self.engine, "profile": self.profile, "seed": self.seed, "id": id}
         return (fit or inference.fit)(flux, flux_err, self.prior, **options)
 
@@ -231,7 +234,7 @@ def _fit(plan, table, first, ebv):
     if fitted.any():
         shown, rows = seen[fitted], fitted.numpy()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # one bar is enough
-            result = plan.settings.posterior(shown.flux, shown.flux_err, shown.id, plan.fit)
+            result = plan.settings.posterior(shown.flux, shown.flux_err, shown.id, plan.mapping.curves, plan.fit)
         for column in schema.posteriors():
             if column.name not in values:
                 given = np.asarray(result.summary[column.name])

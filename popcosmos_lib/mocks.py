@@ -20,7 +20,8 @@ from astropy.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from popcosmos_lib import __version__, emulator, likelihood, parameters, population, provenance, sps, store, survey, surveys
+from popcosmos_lib import __version__, likelihood, parameters, population, provenance, sps, store, survey, surveys
+from popcosmos_lib.emulator import having
 
 __all__ = ["CHUNK", "Mock", "load"]
 
@@ -207,11 +208,12 @@ def load(name="cosmos2020", selection=None, *, profile="published", emulator=Non
         sky.uncertainty.to(device)
     if str(name) == "cosmos2020" and selection not in (None, population.SELECTION):
         selection = f"{population.SELECTION} and {selection}"
+    trained = having(sky.bands.values(), emulator or profile)
     made = Mock(
         population.load(profile).to(device),
         sky,
         sps.load(list(sky.bands.values())).to(device),
-        emulator=_emulator(set(sky.bands.values()), emulator or profile, device),
+        emulator=None if trained is None else trained.to(device),
         selection=selection,
     )
     limit = f"p(theta | {population.SELECTION} in COSMOS2020)"
@@ -220,18 +222,6 @@ def load(name="cosmos2020", selection=None, *, profile="published", emulator=Non
         about["definition"] = provenance.sha256(name)
     made.meta = about | made.meta | {"code": provenance.git(store.home())}
     return made
-
-
-def _emulator(curves, profile, device):
-    """The trained emulator whose bands include these, as the notebooks would load it, or None."""
-    for kind in ("photometry", "survey"):
-        try:
-            found = emulator.load(kind, profile)
-        except store.Missing:
-            continue
-        if curves <= set(found.bands):
-            return found.to(device)
-    return None
 
 
 def _digest(network):

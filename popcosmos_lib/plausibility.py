@@ -3,6 +3,8 @@
 Used by ``python -m popcosmos_lib fit --dry-run``.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from astropy.table import Table
@@ -115,7 +117,8 @@ def report(source, mapping, profile="published"):
     yield f"{len(mapping.bands)} of {len(filters.SHORT)} bands:"
     for band, pair in mapping.bands.items():
         inside = dict.fromkeys(unit.get(scale, f"{scale or 0:.6g} uJy") for scale in map(mapping.scale.get, pair))
-        yield f"  {band:6} {', '.join(pair)} [{', '.join(inside)}]"
+        curve = f" through {Path(mapping.curves[band]).name}" if band in mapping.curves else ""
+        yield f"  {band:6} {', '.join(pair)} [{', '.join(inside)}]{curve}"
     yield f"missing bands: {' '.join(missing) or 'none'}"
     if not mapping.official:
         yield f"Milky-Way extinction: {'taken as corrected' if mapping.ebv is None else f'corrected with E(B-V) = {mapping.ebv}'}"

@@ -1,8 +1,7 @@
 """Real galaxies with spectroscopic redshifts, each in the photometry of its own survey, ready for ``inference.fit``.
 
-Surveys whose bands are not the 26 of COSMOS2020 are fitted through `Slots`: each of their bands takes the place of the COSMOS2020 band
-nearest to it, the model is synthesised through their own curves, and the other places stay empty. The proposal then guesses from
-slightly wrong bands, and the weights correct it. Files are those of ``POPCOSMOS_DATA``. Used by notebook 08.
+Surveys whose bands are not the 26 of COSMOS2020 are fitted through ``slots.Slots``, with direct synthesis. Files are those of
+``POPCOSMOS_DATA``. Used by notebook 08.
 
 References
 ----------
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import catalog, columns, filters, inference, parameters, sps
+from popcosmos_lib import catalog, columns, filters, inference
+from popcosmos_lib.slots import Slots
 
-__all__ = ["FILES", "Sample", "Slots", "cosmos", "distant", "kids", "threedhst"]
+__all__ = ["FILES", "Sample", "cosmos", "distant", "kids", "threedhst"]
 
 FILES = {
     "cosmos": "data/cosmos2020/cosmos2020_classic_26band_allz.fits",
@@ -26,7 +26,6 @@ FILES = {
     "threedhst": "data/cosmos3dhst/cosmos_3dhst_v41_subset.fits",
     "kids": "data/kids/kv450_9band_specz.fits",
 }
-_EMPTY = 30.0  # magnitude in the places where nothing is compared
 _INFLATE = {"u": 1.7, **dict.fromkeys("grizy", 1.4), "Y": 2.8, "J": 2.7, "H": 2.6, "Ks": 2.4, "Ch1": 1.0, "Ch2": 1.0}  # 1.6 for the others
 _KIDS_FLOOR, _KIDS_FLOOR_U = 0.03, 0.05  # zero-point errors that steppz assumes (Leistedt+23)
 _HST = {"g": "cfht_megacam_gs_9401", "r": "cfht_megacam_rs_9601", "i": "cfht_megacam_is_9701", "z": "cfht_megacam_zs_9801"}
@@ -62,29 +61,6 @@ class Sample(NamedTuple):
         index = torch.as_tensor(rows)
         parts = [getattr(self, name)[index] for name in ("flux", "flux_err", "z_spec", "published")]
         return Sample([self.id[i] for i in index.tolist()], *parts, self.floor, self.slots)
-
-
-class Slots:
-    """Another survey's photometry by direct synthesis, in the places of the 26 bands.
-
-    Parameters
-    ----------
-    curves : dict of str to str
-        Short name of the place -> curve, as ``filters.load`` takes it.
-    """
-
-    error = None
-
-    def __init__(self, curves):
-        self.places = [filters.SHORT.index(band) for band in curves]
-        self.synthesiser = sps.load(list(curves.values()))
-
-    def magnitudes(self, theta):
-        """Magnitudes (n, 26) of galaxies (n, 16) of given parameters; not of this survey where it has no band."""
-        lower, upper = (edge.to(theta) for edge in parameters.BOUNDS.T)
-        filled = theta.new_full((len(theta), len(filters.SHORT)), _EMPTY)
-        filled[:, self.places] = self.synthesiser.magnitudes(theta.clamp(lower, upper)).to(theta)
-        return filled
 
 
 def _place(table, stems):
@@ -143,6 +119,5 @@ def kids(path):
     flux, flux_err = _place(table, columns.KIDS)
     floor = torch.full((len(filters.SHORT),), _KIDS_FLOOR)
     floor[0] = _KIDS_FLOOR_U
-    curves = dict(zip(columns.KIDS, filters.SURVEYS["kids"], strict=True))
     ids = [f"kids {i}" for i in table["ID"]]
-    return Sample(ids, flux, flux_err, _redshift(table, "zspec"), _redshift(table, "z_BPZ"), floor, Slots(curves))
+    return Sample(ids, flux, flux_err, _redshift(table, "zspec"), _redshift(table, "z_BPZ"), floor, Slots(columns.KIDS_CURVES))

@@ -16,7 +16,7 @@ __all__ = ["POISON", "fit", "mock", "work"]
 POISON = 7.25  # µJy in band r: a galaxy with it raises
 
 
-def fit(flux, flux_err, prior="pop-cosmos", *, engine="exact", profile="published", n_draws=64, seed=0, id=None):
+def fit(flux, flux_err, prior="pop-cosmos", *, engine="exact", profile="published", n_draws=64, seed=0, id=None, emulator=None):
     """Draws around the middle of the bounds; ``STANDIN_SLEEP`` seconds a call, and a line in ``STANDIN_LOG`` for each galaxy."""
     time.sleep(float(os.environ.get("STANDIN_SLEEP", 0)))
     if (flux[:, 2] == POISON).any():

@@ -85,6 +85,19 @@ def test_corrections_of_the_yaml(mine):
     np.testing.assert_allclose(column.z_spec, [0.5, np.nan, 1.5])
 
 
+def test_curves_of_another_survey(mine, tmp_path):
+    assert columns.resolve(*mine(BANDS + "unit: uJy\n")).curves == {}
+    mapping = columns.resolve(*mine(BANDS + "unit: uJy\ncurves: {u: sdss_u0}\n"))
+    assert mapping.curves == {"u": "sdss_u0", "r": filters.COSMOS26[R]}, "a band that is not told keeps the curve of COSMOS2020"
+    (tmp_path / "own.dat").write_text("3000 0\n3500 1\n4000 0\n")
+    told = BANDS + "unit: uJy\ncurves: {u: own.dat}\n"
+    mapping = columns.resolve(*mine(told))
+    assert mapping.curves["u"] == str(tmp_path / "own.dat"), "found beside the YAML, from wherever the command is given"
+    before = mapping.key()["curves"]["u"]
+    (tmp_path / "own.dat").write_text("3000 0\n3600 1\n4000 0\n")
+    assert columns.resolve(*mine(told)).key()["curves"]["u"] != before, "known by its content, not by its name"
+
+
 def test_reddening_of_rows_without_does_not_depend_on_the_chunk(mine):
     source, path = mine(BANDS + "unit: uJy\nebv: dust\n", dust=[0.1, np.nan, 0.3])
     mapping = columns.resolve(source, path)
@@ -115,6 +128,9 @@ def test_reddening_of_rows_without_does_not_depend_on_the_chunk(mine):
         (BANDS + "unit: uJy\nzero_points: {q: 0.1}", "unknown band 'q'"),
         (BANDS + "unit: uJy\nzero_points: {u: much}", "zero_points are numbers"),
         (BANDS + "unit: maggies", "the typical flux is"),
+        (BANDS + "unit: uJy\ncurves: {g: sdss_g0}", "curves are {<band>: <curve>} of bands that bands: names .u r.; got {'g': 'sdss_g0'}"),
+        (BANDS + "unit: uJy\ncurves: sdss_u0", "curves are {<band>: <curve>}"),
+        (BANDS + "unit: uJy\ncurves: {u: sdss_uu}", "the curve of band u: .*sdss_uu"),
     ],
 )
 def test_mistakes_in_the_yaml_are_said_in_one_sentence(mine, told, message):
@@ -182,6 +198,14 @@ def test_names_of_the_mock(tmp_path):
     assert "states no units" in mapping.notes[0]
 
 
+def test_a_mock_of_another_survey_is_not_taken_for_cosmos(tmp_path):
+    table = standin.mock(3)
+    table["flux_Z"] = table["flux_err_Z"] = table["flux_z"]
+    table.write(tmp_path / "mock.parquet")
+    with pytest.raises(ValueError, match="has flux_err_Z, of bands that COSMOS2020 does not have: say with --columns .* their curves"):
+        columns.resolve(sources.load(tmp_path / "mock.parquet"))
+
+
 @pytest.mark.parametrize("value", ["MAG_GAAP_{}", "FLUX_GAAP_{}", "{}_FLUX"])
 def test_names_of_kids(tmp_path, value):
     error = value.replace("MAG", "MAGERR").replace("FLUX", "FLUXERR")
@@ -194,7 +218,8 @@ def test_names_of_kids(tmp_path, value):
     table.write(tmp_path / "kids.ecsv")
     source = sources.load(tmp_path / "kids.ecsv")
     mapping, got = columns.resolve(source), catalogue(source)
-    assert mapping.names == "KiDS" and mapping.id == "SeqNr" and "without colour terms" in mapping.notes[0]
+    assert mapping.names == "KiDS" and mapping.id == "SeqNr" and "through the curves of KiDS" in mapping.notes[0]
+    assert mapping.curves["z"] == "vista_vircam_Z" and list(mapping.curves) == list(mapping.bands)
     there = got.flux.isfinite().all(0)
     assert [band for band, seen in zip(filters.SHORT, there, strict=True) if seen] == ["u", "g", "r", "i", "z", "Y", "J", "H", "Ks"]
     np.testing.assert_allclose(got.flux[:, there], [[5.754] * 9, [2.291] * 9], rtol=1e-3)

@@ -15,7 +15,7 @@ import standin
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import catalog, emulator, filters, fitting, inference, likelihood, parameters, population, schema, store
+from popcosmos_lib import catalog, emulator, filters, fitting, inference, likelihood, parameters, population, schema, sps, store
 from popcosmos_lib.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,6 +264,26 @@ def test_identifiers_of_text_and_their_galaxies(mock, tmp_path):
     run(mock, tmp_path / "p.parquet", chunk=7)
     found = Table.read(tmp_path / "p.parquet")
     assert found["id"].tolist() == table["id"].tolist() and (found["chi2"] == table["flux_r"]).all()
+
+
+def test_another_survey_is_fitted_through_its_own_curves(mock, tmp_path):
+    (tmp_path / "map.yaml").write_text(
+        "id: id\nunit: uJy\nbands: {g: [flux_g, flux_err_g], Ks: [flux_Ks, flux_err_Ks]}\ncurves: {g: sdss_g0, Ks: vista_vircam_Ks}\n"
+    )
+    engines = []
+
+    def fit(flux, flux_err, prior, *, emulator, **options):
+        engines.append(emulator)
+        return standin.fit(flux.nan_to_num(1.0), flux_err, prior, **options)
+
+    assert run(mock, tmp_path / "p.parquet", fit, mapping=tmp_path / "map.yaml", chunk=40) == (N, 0)
+    (first, second), places = engines, [filters.SHORT.index(band) for band in ("g", "Ks")]
+    assert first.places == second.places == places and isinstance(first.engine, emulator.Emulator), "an emulator that is shipped has both"
+    (tmp_path / "map.yaml").write_text((tmp_path / "map.yaml").read_text().replace("sdss_g0", "decam_g"))
+    assert run(mock, tmp_path / "q.parquet", fit, mapping=tmp_path / "map.yaml") == (N, 0)
+    assert isinstance(engines[-1].engine, sps.Synthesiser), "and where none has, they are synthesised"
+    with pytest.raises(ValueError, match="other settings .other columns"):
+        run(mock, tmp_path / "p.parquet", fit, mapping=tmp_path / "map.yaml")
 
 
 def test_a_hats_folder_gives_what_its_rows_give(mock, tmp_path):

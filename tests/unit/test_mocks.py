@@ -15,7 +15,7 @@ from popcosmos_lib.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """\
-bands: {g: sdss_g0, r: sdss_r0, i: sdss_i0}
+bands: {g: decam_g, r: decam_r, i: decam_i}
 depths: {g: [25.0, 5], r: [25.0, 5], i: [24.0, 5]}
 cuts: r<23
 """
@@ -32,7 +32,7 @@ def stack(tables):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A repository root with small stand-ins for what the notebooks train, and an emulator for MINE but none for COSMOS2020."""
-    grid = sps.load(["sdss_g0", "sdss_r0", "sdss_i0"])  # makes the stellar grids of this checkout where they are not there
+    grid = sps.load(["decam_g", "decam_r", "decam_i"])  # makes the stellar grids of this checkout where they are not there
     root = tmp_path_factory.mktemp("root")
     (root / "artefacts").mkdir()
     (root / "artefacts" / "shared").symlink_to(store.home() / "artefacts" / "shared")
@@ -91,7 +91,7 @@ def test_a_survey_with_an_emulator_uses_it_and_any_other_the_synthesis(root):
     theta = torch.stack([torch.as_tensor(table[name].data) for name in parameters.NAMES], -1)
     seen = torch.stack([torch.as_tensor(table[f"flux_true_{band}"].data) for band in "gri"], -1)
     fast = filters.flux_from_magnitude(emulator.load("survey", "smoke").magnitudes(theta))
-    slow = filters.flux_from_magnitude(sps.load(["sdss_g0", "sdss_r0", "sdss_i0"]).magnitudes(theta))
+    slow = filters.flux_from_magnitude(sps.load(["decam_g", "decam_r", "decam_i"]).magnitudes(theta))
     assert table.meta["photometry"] == "emulator" and torch.allclose(seen, fast, rtol=1e-3)
     assert not torch.allclose(slow, fast, rtol=1e-3), "the stand-in can be told from the synthesis"
     (root / "two.yaml").write_text("bands: {i: sdss_i0, z: sdss_z0}\ndepths: {i: [24.0, 5], z: [23.0, 5]}\ncuts: i<22\n")

@@ -5,11 +5,12 @@ import torch
 from toy import observed
 
 from popcosmos_lib import data, filters, likelihood, parameters, samples, sps
+from popcosmos_lib.slots import Slots
 
 
 def test_bands_of_another_survey_are_synthesised_in_their_places():
     theta = observed(6)[0]
-    slots = samples.Slots({"g": "sdss_g0", "Ks": "vista_vircam_Ks"})
+    slots = Slots({"g": "sdss_g0", "Ks": "vista_vircam_Ks"})
     magnitude = slots.magnitudes(theta)
     places = [filters.SHORT.index("g"), filters.SHORT.index("Ks")]
     assert torch.allclose(magnitude[:, places], sps.load(["sdss_g0", "vista_vircam_Ks"]).magnitudes(theta), atol=1e-4)
