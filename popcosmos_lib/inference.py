@@ -91,7 +91,8 @@ def fit(
     engine : {"exact", "ensemble"}
         Importance sampling from an amortised proposal, or the papers' affine-invariant walkers.
     emulator : object with ``magnitudes(theta)``, optional
-        By default the one of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration.
+        By default the one of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration;
+        ``slots.Slots`` has the bands of another survey in the places of these.
     population : Population or Ensemble, optional
         By default the one of ``profile``; not used under "prospector". An ensemble, ``population.load_ensemble()``, puts the population's
         own uncertainty into each posterior.

@@ -1,24 +1,9 @@
-"""Other surveys in the places of the 26 bands; the real samples, where their files are."""
+"""The real samples, where their files are."""
 
 import pytest
 import torch
-from toy import observed
 
-from popcosmos_lib import data, filters, likelihood, parameters, samples, sps
-from popcosmos_lib.slots import Slots
-
-
-def test_bands_of_another_survey_are_synthesised_in_their_places():
-    theta = observed(6)[0]
-    slots = Slots({"g": "sdss_g0", "Ks": "vista_vircam_Ks"})
-    magnitude = slots.magnitudes(theta)
-    places = [filters.SHORT.index("g"), filters.SHORT.index("Ks")]
-    assert torch.allclose(magnitude[:, places], sps.load(["sdss_g0", "vista_vircam_Ks"]).magnitudes(theta), atol=1e-4)
-    assert magnitude.shape == (6, 26) and magnitude.isfinite().all(), "an empty place needs a number, though nothing is compared there"
-    heavier = theta.clone()
-    heavier[:, parameters.INDEX["log10M_formed"]] += 0.4
-    change = likelihood.photometry(slots, heavier) - likelihood.photometry(slots, theta)
-    assert torch.allclose(change[:, places], torch.tensor(-1.0), atol=1e-3), "light follows the mass"
+from popcosmos_lib import data, filters, samples
 
 
 @pytest.mark.parametrize("name, rows, bands", [("cosmos", 50, 26), ("distant", 2562, 26), ("threedhst", 193, 23), ("kids", 4950, 9)])
