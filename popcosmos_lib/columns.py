@@ -206,16 +206,10 @@ def resolve(source, path=None):
     """
     if path is not None:
         return _told(source, Path(path))
-    names, own = source.units, {band: (f"flux_{band}", f"flux_err_{band}") for band in filters.SHORT}
-    bands = {band: pair for band, pair in own.items() if set(pair) <= names.keys()}
-    others = [name for name in names if name.startswith("flux_err_") and name.replace("_err", "") in names and name[9:] not in own]
-    if bands and others:
-        raise ValueError(
-            f"{source.path.name} has {', '.join(others)}, of bands that COSMOS2020 does not have: say with --columns map.yaml which column "
-            "belongs to which band, and if they are bands of another survey, their curves"
-        )
-    if bands:
-        return _recognised(source, "mock", bands, ("z_spec", "z"), "uJy")
+    names = source.units
+    bands = [name[9:] for name in names if name.startswith("flux_err_") and f"flux_{name[9:]}" in names]
+    if set(bands) & set(filters.SHORT):
+        return _mock(source, bands)
     pairs = zip(filters.SHORT, (catalog.official(names, stem) for stem in survey.BANDS["column"]), strict=True)
     bands = {band: pair for band, pair in pairs if pair}
     if bands:
@@ -232,6 +226,23 @@ def resolve(source, path=None):
         f"no band was recognised among the {len(names)} columns of {source.path.name} ({', '.join(list(names)[:6])}, ...): "
         "say which is which with --columns map.yaml, for instance bands: {r: [flux_r, flux_err_r]}"
     )
+
+
+def _mock(source, bands):
+    """The mapping of a mock with these bands, through the curves of its survey if the file says that they are not those of COSMOS2020."""
+    told = source.about().get("bands", {})
+    other = not set(told.values()) <= set(filters.COSMOS26)
+    place = {band.lower() if other and band not in filters.SHORT else band: band for band in bands}
+    if len(place) < len(bands) or not place.keys() <= set(filters.SHORT) or (other and not told.keys() >= set(bands)):
+        raise ValueError(
+            f"{source.path.name} has fluxes of {' '.join(bands)}, not all of which are bands of COSMOS2020: say with --columns map.yaml "
+            "which column belongs to which band, and if they are bands of another survey, their curves"
+        )
+    pairs = {short: (f"flux_{place[short]}", f"flux_err_{place[short]}") for short in filters.SHORT if short in place}
+    curves = {short: told[place[short]] for short in pairs} if other else {}
+    if curves:
+        filters.load(list(curves.values()))  # one that is nowhere to be found is said now
+    return _recognised(source, "mock", pairs, ("z_spec", "z"), "uJy", curves=curves)
 
 
 def _recognised(source, names, bands, redshifts, unit, **more):

@@ -7,6 +7,7 @@ by pixel, in the order of order and pixel. Used by ``fitting``.
 import contextlib
 import functools
 import hashlib
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class Source:
             found += [Chunk(file, start, min(start + size, rows), first + start) for start in range(0, rows, size)]
             first += rows
         return found
+
+    def about(self):
+        """What this package wrote into the head of the (first) Parquet file, such as the ``bands`` of a mock; empty for other files."""
+        file = next(iter(self.files))
+        told = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"popcosmos") if file.suffix == ".parquet" else None
+        return json.loads(told) if told else {}
 
     def digest(self):
         """Fingerprint of the content: SHA-256 of the file; of a HATS folder, of the names, sizes and footers of its partitions."""

@@ -199,11 +199,24 @@ def test_names_of_the_mock(tmp_path):
 
 
 def test_a_mock_of_another_survey_is_not_taken_for_cosmos(tmp_path):
-    table = standin.mock(3)
-    table["flux_Z"] = table["flux_err_Z"] = table["flux_z"]
-    table.write(tmp_path / "mock.parquet")
-    with pytest.raises(ValueError, match="has flux_err_Z, of bands that COSMOS2020 does not have: say with --columns .* their curves"):
+    table = standin.mock(3)[["id", "flux_u", "flux_err_u", "flux_z", "flux_err_z"]]
+    table["flux_z"].name, table["flux_err_z"].name = "flux_Z", "flux_err_Z"
+    table.write(tmp_path / "plain.parquet")
+    with pytest.raises(ValueError, match="plain.parquet has fluxes of u Z, not all of which are bands .* their curves"):
+        columns.resolve(sources.load(tmp_path / "plain.parquet"))
+    table.meta["bands"] = {"u": "sdss_u0", "Z": "vista_vircam_Z"}
+    catalog.write(tmp_path / "mock.parquet", [table])
+    mapping = columns.resolve(sources.load(tmp_path / "mock.parquet"))
+    assert mapping.bands == {"u": ("flux_u", "flux_err_u"), "z": ("flux_Z", "flux_err_Z")}
+    assert mapping.curves == {"u": "sdss_u0", "z": "vista_vircam_Z"}, "the file says which"
+    table.meta["bands"]["u"] = "no_such_curve"
+    catalog.write(tmp_path / "mock.parquet", [table])
+    with pytest.raises(ValueError, match="no_such_curve"):
         columns.resolve(sources.load(tmp_path / "mock.parquet"))
+    table.meta["bands"] = {"u": filters.COSMOS26[U]}
+    table.remove_columns(["flux_Z", "flux_err_Z"])
+    catalog.write(tmp_path / "mock.parquet", [table])
+    assert columns.resolve(sources.load(tmp_path / "mock.parquet")).curves == {}
 
 
 @pytest.mark.parametrize("value", ["MAG_GAAP_{}", "FLUX_GAAP_{}", "{}_FLUX"])
