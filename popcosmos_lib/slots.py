@@ -18,25 +18,25 @@ class Slots:
     ----------
     curves : dict of str to str
         Short name of the place -> curve, as ``filters.load`` takes it.
-    engine : emulator.Emulator, optional
+    emulator : emulator.Emulator, optional
         One that has all these curves, see ``emulator.having``; direct synthesis by default.
     """
 
     error = None
 
-    def __init__(self, curves, engine=None):
+    def __init__(self, curves, emulator=None):
         self.places = [filters.SHORT.index(band) for band in curves]
-        self.engine = engine or sps.load(list(curves.values()))
-        self.columns = [self.engine.bands.index(curve) for curve in curves.values()]
+        self.emulator = emulator or sps.load(list(curves.values()))
+        self.columns = [self.emulator.bands.index(curve) for curve in curves.values()]
 
     def to(self, device):
         """The same on another device."""
-        self.engine.to(device)
+        self.emulator.to(device)
         return self
 
     def magnitudes(self, theta):
         """Magnitudes (n, 26) of galaxies (n, 16) of given parameters; not of this survey where it has no band."""
         lower, upper = (edge.to(theta) for edge in parameters.BOUNDS.T)
         filled = theta.new_full((len(theta), len(filters.SHORT)), _EMPTY)
-        filled[:, self.places] = self.engine.magnitudes(theta.clamp(lower, upper))[:, self.columns].to(theta)
+        filled[:, self.places] = self.emulator.magnitudes(theta.clamp(lower, upper))[:, self.columns].to(theta)
         return filled

@@ -278,10 +278,10 @@ def test_another_survey_is_fitted_through_its_own_curves(mock, tmp_path):
 
     assert run(mock, tmp_path / "p.parquet", fit, mapping=tmp_path / "map.yaml", chunk=40) == (N, 0)
     (first, second), places = engines, [filters.SHORT.index(band) for band in ("g", "Ks")]
-    assert first.places == second.places == places and isinstance(first.engine, emulator.Emulator), "an emulator that is shipped has both"
+    assert first.places == second.places == places and isinstance(first.emulator, emulator.Emulator), "an emulator that is shipped has both"
     (tmp_path / "map.yaml").write_text((tmp_path / "map.yaml").read_text().replace("sdss_g0", "decam_g"))
     assert run(mock, tmp_path / "q.parquet", fit, mapping=tmp_path / "map.yaml") == (N, 0)
-    assert isinstance(engines[-1].engine, sps.Synthesiser), "and where none has, they are synthesised"
+    assert isinstance(engines[-1].emulator, sps.Synthesiser), "and where none has, they are synthesised"
     with pytest.raises(ValueError, match="other settings .other columns"):
         run(mock, tmp_path / "p.parquet", fit, mapping=tmp_path / "map.yaml")
 

@@ -3,7 +3,7 @@
 import torch
 from toy import observed
 
-from popcosmos_lib import columns, emulator, filters, likelihood, parameters, sps
+from popcosmos_lib import columns, emulator, filters, inference, likelihood, parameters, sps
 from popcosmos_lib.slots import Slots
 
 
@@ -28,3 +28,10 @@ def test_a_shipped_emulator_does_what_the_synthesis_does():
     assert float((fast - slow)[bright].abs().median()) < 0.002 and float((fast - slow)[bright].abs().quantile(0.99)) < 0.05
     assert torch.equal(fast == 30.0, slow == 30.0), "the same places are empty"
     assert emulator.having(["decam_g"]) is None
+
+
+def test_they_move_to_a_device():
+    """The meta device stands for a GPU: fits go where ``_device`` says that the emulator is."""
+    slots = Slots({"g": "sdss_g0"})
+    assert inference._device(slots).type == "cpu"
+    assert slots.to("meta") is slots and inference._device(slots).type == "meta"
