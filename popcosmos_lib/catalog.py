@@ -27,8 +27,8 @@ from astropy.table import Table, meta
 from popcosmos_lib import filters, store, survey
 
 __all__ = [
-    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "interpret", "known", "official", "read", "validate", "values",
-    "write",
+    "FLAGS", "PLAUSIBLE", "REDSHIFTS", "Catalogue", "from_table", "guess", "head", "interpret", "known", "official", "read", "validate",
+    "values", "write",
 ]  # fmt: skip
 
 FLAGS = {  # bit: what is wrong with at least one band of that galaxy
@@ -392,6 +392,12 @@ def write(path, tables):
     with store.replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, **_PACKED) as file:
         for table in itertools.chain([first], tables):
             file.write_table(pyarrow.table([table[name].data for name in names], schema))
+
+
+def head(path):
+    """What ``write`` put into the head of a Parquet file beside units, as a dict; empty if the file is of another origin."""
+    told = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"popcosmos")
+    return json.loads(told) if told else {}
 
 
 def _say(catalogue):

@@ -78,17 +78,15 @@ def run(function, tasks, workers=1, scheduler=None):
 
 
 def _results(distributed, client, function, tasks):
-    left, cores, flying, waiting = iter(tasks), 1, 0, distributed.as_completed()
+    left, cores, waiting = iter(tasks), 1, distributed.as_completed()
     while True:
         with contextlib.suppress(OSError):  # a scheduler that is gone: the next result says so
             cores = max(1, sum(client.ncores().values()))  # asked again, as jobs that wait in a queue bring workers late
-        new = client.map(function, list(itertools.islice(left, max(0, _AHEAD * cores - flying))), pure=False)
-        waiting.update(new)
-        flying += len(new)
-        if not flying:
+        more = list(itertools.islice(left, max(0, _AHEAD * cores - waiting.count())))
+        waiting.update(client.map(function, more, pure=False))
+        if waiting.is_empty():
             return
         done = next(waiting)
-        flying -= 1
         try:
             result = done.result()
         except distributed.CancelledError:

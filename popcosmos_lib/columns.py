@@ -317,8 +317,7 @@ def _curves(told, bands, path, wrong):
         raise wrong(f"curves are {{<band>: <curve>}} of bands that bands: names ({' '.join(bands)}); got {told!r}")
     found = {}
     for band in bands if told else ():
-        curve = str(told.get(band, filters.COSMOS26[filters.SHORT.index(band)]))
-        found[band] = str((path.parent / curve).resolve()) if (path.parent / curve).is_file() else curve
+        found[band] = filters.beside(told.get(band, filters.COSMOS26[filters.SHORT.index(band)]), path.resolve().parent)
         try:
             filters.load([found[band]])
         except ValueError as error:

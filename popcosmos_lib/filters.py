@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["COSMOS26", "LIGHT", "SHORT", "SURVEYS", "Filters", "flux_from_magnitude", "load", "magnitude_from_flux"]
+__all__ = ["COSMOS26", "LIGHT", "SHORT", "SURVEYS", "Filters", "beside", "flux_from_magnitude", "load", "magnitude_from_flux"]
 
 LIGHT = 2.99792458e18  # speed [Angstrom / s]
 _INTERMEDIATE = "427 464 484 505 527 574 624 679 709 738 767 827".split()
@@ -137,6 +137,21 @@ def load(survey):
     wave, transmission = torch.as_tensor(np.stack(waves)), torch.as_tensor(np.stack(responses))
     effective = (transmission * wave**2).sum(-1) / (transmission * wave).sum(-1)  # d lambda = lambda d ln lambda
     return Filters(tuple(names), wave, transmission, effective)
+
+
+def beside(curve, folder):
+    """The name of a curve for ``load``: with its path if it is a file of the folder that it was named in, else as it is.
+
+    Parameters
+    ----------
+    curve : str
+    folder : Path
+
+    Returns
+    -------
+    str
+    """
+    return str(folder / str(curve)) if (folder / str(curve)).is_file() else str(curve)
 
 
 def _names(survey):

@@ -7,7 +7,6 @@ by pixel, in the order of order and pixel. Used by ``fitting``.
 import contextlib
 import functools
 import hashlib
-import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow.parquet
 from astropy.io import fits
 from astropy.table import Table, meta
 
-from popcosmos_lib import provenance
+from popcosmos_lib import catalog, provenance
 
 __all__ = ["Chunk", "Source", "load", "read"]
 
@@ -81,8 +80,7 @@ class Source:
     def about(self):
         """What this package wrote into the head of the (first) Parquet file, such as the ``bands`` of a mock; empty for other files."""
         file = next(iter(self.files))
-        told = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"popcosmos") if file.suffix == ".parquet" else None
-        return json.loads(told) if told else {}
+        return catalog.head(file) if file.suffix == ".parquet" else {}
 
     def digest(self):
         """Fingerprint of the content: SHA-256 of the file; of a HATS folder, of the names, sizes and footers of its partitions."""

@@ -106,7 +106,7 @@ def _survey(definition, name, folder):
     floors = floor if isinstance(floor, dict) else dict.fromkeys(bands, floor)
     if floors.keys() != bands.keys() or not all(_number(x) and 0 <= x < 1 for x in floors.values()):
         raise wrong(f"floor is a fraction between 0 and 1, or one for each band, {', '.join(bands)}; got {floor!r}")
-    curves = {band: str(folder / curve) if (folder / str(curve)).is_file() else str(curve) for band, curve in bands.items()}
+    curves = {band: filters.beside(curve, folder) for band, curve in bands.items()}
     try:
         filters.load(list(curves.values()))
         survey.select(torch.zeros(1, len(bands)), str(cuts), bands)
