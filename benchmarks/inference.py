@@ -32,6 +32,7 @@ from popcosmos_lib import (
     proposal,
     provenance,
     store,
+    streams,
     survey,
     tables,
     trials,
@@ -104,7 +105,7 @@ def evidence(flux, flux_err, tools):
     """ln evidence of one galaxy by importance sampling, the density of the population in place of the flow that stands for it."""
     floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
     target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
-    draws = importance.sample(target, importance.Streams([1]), ess=4000.0)[0]
+    draws = importance.sample(target, streams.Streams([1]), ess=4000.0)[0]
     kept, weight = importance.thin(draws.log_weight, 4000, 0.5)
     theta = draws.extra[kept]
     flow = lambda phi: tools["guess"].log_prior(phi, theta)  # noqa: E731

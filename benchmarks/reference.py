@@ -17,7 +17,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from popcosmos_lib import emulator, exact, inference, likelihood, parameters, population, proposal, provenance, sampler, store, survey
+from popcosmos_lib import (
+    emulator,
+    exact,
+    inference,
+    likelihood,
+    parameters,
+    population,
+    proposal,
+    provenance,
+    sampler,
+    store,
+    streams,
+    survey,
+)
 from popcosmos_lib.trials import galaxies
 
 N, FLOOR = 12, 0.01
@@ -27,10 +40,13 @@ THIN, KEPT = 20, 8192  # steps from one state kept to the next; draws weighted b
 
 
 @torch.no_grad()
-def converged(target, n, generator):
+def converged(target, n, random):
     """Chains (steps, walkers, 16) of theta of n galaxies, and their R-hats; each goes on until it has converged."""
-    advance = lambda walkers, rows, **size: sampler.ensemble(lambda w: target(w, rows)[0], walkers, generator=generator, **size)[0]  # noqa: E731
-    walkers = advance(torch.randn(n, WALKERS, 16, generator=generator), torch.arange(n), steps=FIRST, thin=FIRST)[:, -1]
+
+    def advance(walkers, rows, **size):
+        return sampler.ensemble(lambda w: target(w, rows)[0], walkers, random=random.of(rows.tolist()), **size)[0]
+
+    walkers = advance(random.normal(WALKERS, 16), torch.arange(n), steps=FIRST, thin=FIRST)[:, -1]
     theta, rhat = [torch.empty(0, WALKERS, 16)] * n, torch.full((n,), torch.inf)
     for _ in tqdm(range(MOST // STEPS), desc="converged posteriors", unit=f"{STEPS} steps"):
         rows = (rhat >= CONVERGED).nonzero()[:, 0]
@@ -53,7 +69,7 @@ def main(target):
     trial = galaxies(N, people, model, survey.load(), g, FLOOR)
     floor = likelihood.fractional_error(FLOOR, model).expand(26)
     density = exact.Target(trial.flux, trial.flux_err, floor, guess, people, model)
-    chains, rhat = converged(density, N, g)
+    chains, rhat = converged(density, N, streams.Streams(range(N)))
     rows = []
     for i, chain in enumerate(chains):
         if rhat[i] >= CONVERGED:

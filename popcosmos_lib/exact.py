@@ -11,15 +11,14 @@ References
 Thorp et al. (2025), arXiv:2506.12122 sect. 3.6 (likelihood and prior); for the methods see ``importance``, ``sampler``, ``hamiltonian``.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import torch
 
 from popcosmos_lib import forward, hamiltonian, importance, likelihood, misfit, parameters, sampler
-from popcosmos_lib.importance import Streams
+from popcosmos_lib.streams import Streams
 
-__all__ = ["ESS", "KHAT", "NODES", "RHAT", "Posterior", "Target", "posteriors", "seeds"]
+__all__ = ["ESS", "KHAT", "NODES", "RHAT", "Posterior", "Target", "posteriors"]
 
 ESS, KHAT = 400.0, 0.7  # effective draws, and Pareto index of the weights, at which a posterior passes
 _KNOWN = 0.002  # width that a known redshift gets, in 1 + z: far below that of photometry, far above that of spectra
@@ -132,11 +131,6 @@ class Target:
         return bool(misfit.combined(found["p_fit"], found["p_band"], torch.ones(1).to(self.flux)) >= misfit.UNLIKELY)
 
 
-def seeds(seed, ids):
-    """One seed for each galaxy, from its identifier: draws then do not depend on which galaxies are fitted together."""
-    return [int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big") for name in ids]
-
-
 @torch.no_grad()
 def posteriors(
     flux, flux_err, floor, *, proposal, population, emulator, seeds, n_draws, redshift=None, draws=1024, rounds=34,
@@ -205,9 +199,9 @@ def _walk(target, row, result, stream, n_draws):
     """What importance sampling left: annealing from a mixture that fits its draws, then Hamiltonian chains."""
     mixture = importance.fit(result.w[None], result.log_weight[None], stream)
     generator = torch.Generator(result.w.device).manual_seed(stream.generators[0].initial_seed() // 2)
-    both = lambda w: torch.stack([mixture.log_prob(w), target(w, row)[0]])  # noqa: E731
+    both = lambda w, _: torch.stack([mixture.log_prob(w), target(w, row)[0]])  # noqa: E731
     start = mixture.sample(_CHAINS * _OVERDRAW, stream)
-    chain = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, generator=generator)  # (1, chains, 16)
+    chain = sampler.anneal(both, start, walkers=_CHAINS, moves=_MOVES, random=stream)  # (1, chains, 16)
     log_density = lambda w: target(w[None], row)[0][0]  # noqa: E731
     for trajectories in _STAGES:  # the covariance of each gives the metric of the next; the first is never the last
         width = torch.linalg.cholesky(torch.cov(chain.flatten(0, 1).T) + 1e-4 * torch.eye(chain.shape[-1]).to(chain))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Draws", "Mixture", "Streams", "effective", "fit", "pareto_smooth", "sample", "thin", "tilted"]
+__all__ = ["Draws", "Mixture", "effective", "fit", "pareto_smooth", "sample", "thin", "tilted"]
 
 _FOLDS = 4  # of the draws; each mixture is fitted to three of them and draws for the fourth
 _STEADY = 8  # a round brings at least this part of all draws so far: the cost of all mixtures on all draws then stays small
@@ -96,7 +96,7 @@ class Mixture(NamedTuple):
         return torch.logaddexp(t + math.log(1 - _DEFENSIVE), _log_wide(w) + math.log(_DEFENSIVE))
 
     def sample(self, n, random):
-        """Draws (g, n, d) from ``random``, a `Streams`."""
+        """Draws (g, n, d) from ``random``, a `streams.Streams`."""
         d = self.mean.shape[-1]
         normal, uniform = random.normal(n, d + int(_NU)), random.uniform(n)
         wide = uniform < _DEFENSIVE
@@ -111,28 +111,6 @@ class Mixture(NamedTuple):
     def of(self, rows):
         """The mixtures of some targets."""
         return Mixture(*(x[rows] for x in self))
-
-
-class Streams:
-    """One random stream for each target, so that its draws do not depend on which others it is sampled with."""
-
-    def __init__(self, seeds, device="cpu"):
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self.device = device
-
-    def normal(self, n, d):
-        """(g, n, d)."""
-        return torch.stack([torch.randn(n, d, generator=g) for g in self.generators]).to(self.device)
-
-    def uniform(self, n):
-        """(g, n)."""
-        return torch.stack([torch.rand(n, generator=g) for g in self.generators]).to(self.device)
-
-    def of(self, rows):
-        """The streams of some targets; they go on from where they are."""
-        part = Streams([], self.device)
-        part.generators = [self.generators[i] for i in rows]
-        return part
 
 
 def _log_wide(w):
@@ -155,7 +133,7 @@ def fit(w, log_weight, random):
     ----------
     w : Tensor of shape (g, n, d)
     log_weight : Tensor of shape (g, n)
-    random : Streams
+    random : streams.Streams
         Chooses the first centres.
 
     Returns
@@ -264,7 +242,7 @@ def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat
     log_target : callable
         ``log_target(w, rows)`` for w (k, n, dim) of the targets ``rows`` (k,) gives ln of the target (k, n), unnormalised, and what else is
         to be kept of each draw, (k, n, e).
-    random : Streams
+    random : streams.Streams
         One for each target.
     dim : int
     draws : int

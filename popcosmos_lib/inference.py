@@ -16,7 +16,7 @@ import torch
 from astropy.table import Table
 from tqdm import tqdm
 
-from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, priors, proposal, sampler, sps, survey, walkers
+from popcosmos_lib import catalog, exact, forward, likelihood, misfit, parameters, priors, proposal, sampler, sps, streams, survey, walkers
 from popcosmos_lib.emulator import load as load_emulator
 from popcosmos_lib.importance import tilted
 from popcosmos_lib.population import load as load_population
@@ -66,7 +66,8 @@ class Result:
 
     def equal(self, n, generator):
         """Draws of equal weight, (galaxies, n, 16); light ones may be left out and heavy ones repeated."""
-        rows = sampler.resample(self.weights.log().nan_to_num(0.0, neginf=-torch.inf), n, generator)
+        u = torch.rand(len(self.weights), 1, generator=generator)
+        rows = sampler.resample(self.weights.log().nan_to_num(0.0, neginf=-torch.inf), n, u)
         return self.samples.gather(1, rows[..., None].expand(-1, -1, self.samples.shape[-1]))
 
 
@@ -104,7 +105,7 @@ def fit(
     n_draws : int
         Draws returned for each galaxy.
     seed : int
-        With a galaxy's identifier it decides its draws, whatever else is fitted with it (the exact engine).
+        With a galaxy's identifier it decides its draws, whatever else is fitted with it.
     floor : float or Tensor of shape (26,), optional
         Fractional error of the model flux beside the emulator's own; ``published_floor()`` by default.
     id : array_like of shape (n,), optional
@@ -140,6 +141,7 @@ def fit(
     population = (population or load_population(profile)) if prior == "pop-cosmos" else None
     floor = likelihood.fractional_error(published_floor() if floor is None else floor, emulator).expand(flux.shape[1])
     ids = list(range(len(flux))) if id is None else list(id)
+    seeds = streams.seeds(seed, ids)
     rows = flux.isfinite().any(1).nonzero()[:, 0]
     samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
     weights = torch.full((len(flux), n_draws), torch.nan)
@@ -148,9 +150,10 @@ def fit(
     if engine == "exact":
         guess = guess or proposal.load(prior, profile)
         redshift = torch.full((len(flux),), torch.nan) if redshift is None else torch.as_tensor(redshift, dtype=torch.float32)
-        work = _exact(guess, population, emulator, floor, exact.seeds(seed, ids), redshift, n_draws, options)
+        work = _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options)
     else:
-        work = _ensemble(prior, population, emulator, floor, torch.Generator().manual_seed(seed), n_draws, options)
+        law = walkers.Law(prior, population, emulator, options.pop("n_library", 40_000), torch.Generator().manual_seed(seed))
+        work = _ensemble(law, emulator, floor, seeds, n_draws, options)
     levels = _levels(population)
     with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
         for part in rows.split(_BATCH):
@@ -188,17 +191,16 @@ def _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options
     return work
 
 
-@torch.no_grad()
-def _ensemble(prior, population, emulator, floor, generator, n_draws, options):
+def _ensemble(law, emulator, floor, seeds, n_draws, options):
     """A function that samples some galaxies with ``walkers``."""
-    law = walkers.Law(prior, population, emulator, options.pop("n_library", 40_000), generator)
 
     @torch.no_grad()
     def work(rows, flux, flux_err, done):
         problem = walkers.Problem(flux, flux_err, law, emulator, floor)
-        samples, scores = walkers.explore(problem, law, generator, n_draws=n_draws, **options)
+        random = streams.Streams([seeds[i] for i in rows.tolist()])
+        samples, scores = walkers.explore(problem, law, random, n_draws=n_draws, **options)
         done(len(rows))
-        log_prior = _log_prior(population, samples[:, ::_RARER]).repeat_interleave(_RARER, 1)[:, :n_draws]
+        log_prior = _log_prior(law.exact, samples[:, ::_RARER]).repeat_interleave(_RARER, 1)[:, :n_draws]
         return samples, torch.full(samples.shape[:2], 1 / n_draws), log_prior, scores, ["ensemble"] * len(rows)
 
     return work

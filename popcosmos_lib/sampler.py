@@ -22,32 +22,31 @@ _KEEP = 0.5  # effective share of particles that one rise in temperature must le
 _RISES = 20  # temperatures after which the target itself is forced
 
 
-def _propose(x, others, kind, generator):
+def _propose(x, others, kind, random):
     """Proposal for the walkers x (n, h, d) from the other half of the ensemble, and the ln of its Hastings factor (n, h)."""
     n, h, d = x.shape
-    partner = torch.randint(others.shape[1], (2, n, h), generator=generator, device=x.device)
-    partner[1] = (partner[0] + 1 + (partner[1] % (others.shape[1] - 1))) % others.shape[1]  # two different ones
-    first, second = (others.gather(1, index[..., None].expand(-1, -1, d)) for index in partner)
-    u = torch.rand(3, n, h, 1, generator=generator, device=x.device)
+    m = others.shape[1]
+    *u, one, two = random.uniform(5 * h).reshape(n, 5, h, 1).unbind(1)
+    one = (m * one).long()
+    two = (one + 1 + ((m - 1) * two).long()) % m  # a different one
+    first, second = (others.gather(1, index.expand(-1, -1, d)) for index in (one, two))
     z = ((_STRETCH - 1) * u[0] + 1) ** 2 / _STRETCH
     stretched = first + z * (x - first)
     # the scale is drawn afresh for each move: ridges of unequal width need unequal steps
     scale = torch.where(u[1] < _JUMP, 1.0, 2.38 / math.sqrt(2 * d) * 4 ** (u[0] - 0.75))
-    noise = 1e-3 * torch.randn(x.shape, generator=generator, device=x.device)
-    moved = x + scale * (first - second) + noise
+    moved = x + scale * (first - second) + 1e-3 * random.normal(h, d)
     stretch = torch.ones_like(u[2], dtype=torch.bool) if kind == "stretch" else u[2] > _DIFFERENCE
     return torch.where(stretch, stretched, moved), torch.where(stretch, (d - 1) * z.log(), 0.0)[..., 0]
 
 
-def _step(x, value, target, kind, generator):
+def _step(x, value, target, kind, random):
     """Update one half of every ensemble, then the other; returns the share of accepted moves (n,)."""
     half = x.shape[1] // 2
     accepted = 0.0
     for here, there in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
-        proposal, factor = _propose(x[:, here], x[:, there], kind, generator)
+        proposal, factor = _propose(x[:, here], x[:, there], kind, random)
         new = target(proposal).nan_to_num(-torch.inf, posinf=-torch.inf)
-        u = torch.rand(new.shape, generator=generator, device=new.device)
-        take = u.log() < factor + new - value[:, here]
+        take = random.uniform(new.shape[1]).log() < factor + new - value[:, here]
         x[:, here] = torch.where(take[..., None], proposal, x[:, here])
         value[:, here] = torch.where(take, new, value[:, here])
         accepted = accepted + take.float().mean(1) / 2
@@ -55,7 +54,7 @@ def _step(x, value, target, kind, generator):
 
 
 @torch.no_grad()
-def ensemble(target, start, *, steps, generator, thin=1, kind="mixed"):
+def ensemble(target, start, *, steps, random, thin=1, kind="mixed"):
     """Affine-invariant ensemble sampling.
 
     Parameters
@@ -66,7 +65,8 @@ def ensemble(target, start, *, steps, generator, thin=1, kind="mixed"):
         Initial walkers; an even number, more than 2 d.
     steps : int
         Updates of every walker.
-    generator : torch.Generator
+    random : streams.Streams
+        One for each galaxy.
     thin : int
         Keep every thin-th step.
     kind : {"mixed", "stretch"}
@@ -82,17 +82,16 @@ def ensemble(target, start, *, steps, generator, thin=1, kind="mixed"):
     value = target(x).nan_to_num(-torch.inf, posinf=-torch.inf)
     chain, accepted = [], 0.0
     for i in range(steps):
-        accepted = accepted + _step(x, value, target, kind, generator)
+        accepted = accepted + _step(x, value, target, kind, random)
         if (i + 1) % thin == 0:
             chain.append(x.clone())
     return torch.stack(chain, 1), accepted / steps
 
 
-def resample(log_weight, n, generator):
-    """Systematic resampling: indices (rows, n) drawn in proportion to the exponentials of ``log_weight`` (rows, m)."""
+def resample(log_weight, n, u):
+    """Systematic resampling: indices (rows, n) in proportion to exp(``log_weight``) (rows, m), for a number ``u`` (rows, 1) from 0 to 1."""
     cdf = torch.softmax(log_weight, -1).cumsum(-1)
-    u = (torch.rand(len(cdf), 1, generator=generator, device=cdf.device) + torch.arange(n, device=cdf.device)) / n
-    return torch.searchsorted(cdf, u).clamp_max(log_weight.shape[-1] - 1)
+    return torch.searchsorted(cdf, (u + torch.arange(n, device=cdf.device)) / n).clamp_max(log_weight.shape[-1] - 1)
 
 
 def _effective_share(log_weight):
@@ -111,48 +110,52 @@ def _rise(gain, beta):
 
 
 @torch.no_grad()
-def anneal(both, start, *, walkers, moves, generator):
+def anneal(both, start, *, walkers, moves, random):
     """Carry draws of a tractable density to the target: sequential Monte Carlo along base^(1-b) target^b.
 
-    Each galaxy rises at its own pace; after each rise its particles are resampled by weight and moved.
+    Each galaxy rises at its own pace, and stops when it has arrived; after each rise its particles are resampled by weight and moved.
 
     Parameters
     ----------
     both : callable
-        (n, k, d) -> (2, n, k): ln density of the base, from which ``start`` is drawn, and of the target.
+        (m, k, d) and the galaxies (m,) -> (2, m, k): ln density of the base, from which ``start`` is drawn, and of the target.
     start : Tensor of shape (n, k, d)
         More draws than walkers make the first resampling better.
     walkers : int
         Particles kept.
     moves : int
         Ensemble steps at each temperature.
-    generator : torch.Generator
+    random : streams.Streams
+        One for each galaxy.
 
     Returns
     -------
     Tensor of shape (n, walkers, d)
     """
     n, _, d = start.shape
-    x, beta, rises = start, torch.zeros(n, device=start.device), 0
-    while (beta < 1).any():
-        rises += 1
-        base, target = both(x).nan_to_num(-torch.inf, posinf=-torch.inf)
+    done, rises = start.new_empty(n, walkers, d), 0
+    rows, x, low = torch.arange(n, device=start.device), start, start.new_zeros(n)  # of those on their way, inverse temperatures
+    while len(rows):
+        rises, part = rises + 1, random.of(rows.tolist())
+        base, target = both(x, rows).nan_to_num(-torch.inf, posinf=-torch.inf)
         gain = (target - base).nan_to_num(-1e6).clamp(-1e6, 1e6)
-        new = _rise(gain, beta) if rises < _RISES else torch.ones_like(beta)
-        index = resample((new - beta)[:, None] * gain, walkers, generator)
-        x, beta = x.gather(1, index[..., None].expand(-1, -1, d)), new
+        high = _rise(gain, low) if rises < _RISES else torch.ones_like(low)
+        index = resample((high - low)[:, None] * gain, walkers, part.uniform(1))
+        x = x.gather(1, index[..., None].expand(-1, -1, d))
 
-        def mixed(y, b=beta[:, None]):
-            base, target = both(y)
+        def mixed(y, b=high[:, None], rows=rows):
+            base, target = both(y, rows)
             return (1 - b) * base + b * target
 
         value = mixed(x).nan_to_num(-torch.inf, posinf=-torch.inf)
         for _ in range(moves):
-            _step(x, value, mixed, "mixed", generator)
-    return x
+            _step(x, value, mixed, "mixed", part)
+        done[rows] = x
+        rows, x, low = (values[high < 1] for values in (rows, x, high))
+    return done
 
 
-def reweight(log_weight, n, generator):
+def reweight(log_weight, n, u):
     """Resample draws in proportion to importance weights.
 
     Parameters
@@ -161,7 +164,8 @@ def reweight(log_weight, n, generator):
         Weights above the mean times the root of their number are cut there: a little bias for much less variance (Ionides 2008).
     n : int
         Draws wanted.
-    generator : torch.Generator
+    u : Tensor of shape (galaxies, 1)
+        Uniform, from 0 to 1.
 
     Returns
     -------
@@ -171,7 +175,7 @@ def reweight(log_weight, n, generator):
     """
     m = log_weight.shape[-1]
     log_weight = torch.minimum(log_weight, log_weight.logsumexp(-1, keepdim=True) - 0.5 * math.log(m))
-    return resample(log_weight, n, generator), _effective_share(log_weight)
+    return resample(log_weight, n, u), _effective_share(log_weight)
 
 
 def _autocovariance(x):

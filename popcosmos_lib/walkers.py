@@ -75,6 +75,10 @@ class Problem:
         self.weight = torch.where(flux.isfinite(), weight, 0.0)
         self.weight = (self.weight / self.weight.sum(1, keepdim=True))[:, None]
 
+    def of(self, rows):
+        """The same of some galaxies."""
+        return Problem(self.flux[rows], self.flux_err[rows], self.law, self.emulator, self.floor)
+
     def bright(self, phi):
         """phi (n, k, 16) to sampling coordinates, and the magnitudes (n, k, n_band)."""
         magnitude = photometry(self.emulator, parameters.to_theta(phi.flatten(0, 1))).unflatten(0, phi.shape[:2])
@@ -94,18 +98,20 @@ class Problem:
         return log_l + self.law.walk.log_prob(phi)
 
 
-def explore(problem, law, generator, *, n_draws, n_walkers=64, n_steps=600, moves="mixed"):
+def explore(problem, law, random, *, n_draws, n_walkers=64, n_steps=600, moves="mixed"):
     """Sample a batch of galaxies.
 
     Parameters
     ----------
     problem : Problem
     law : Law
-    generator : torch.Generator
+    random : streams.Streams
+        One for each galaxy.
     n_draws : int
         Draws returned for each galaxy.
     n_walkers, n_steps : int
-        Size of each galaxy's ensemble (even, above 32) and its updates after annealing.
+        Size of each galaxy's ensemble (even, above 32) and its updates after annealing. Where the size is not a multiple of 64, the last
+        bits of a galaxy's densities, and with them its draws, can depend on which others are in the batch.
     moves : {"mixed", "stretch"}
         Differential evolution and stretch moves, or the papers' stretch move only.
 
@@ -116,16 +122,17 @@ def explore(problem, law, generator, *, n_draws, n_walkers=64, n_steps=600, move
     scores : dict of str to Tensor of shape (n,)
         ``ess``, reduced by what reweighting to the exact prior costs, and ``rhat``: worst of z, mass and SFR.
     """
-    base, start = _laplace(problem, law, generator, n_walkers * _OVERDRAW)
+    base, start = _laplace(problem, law, random, n_walkers * _OVERDRAW)
 
-    def both(x):
-        phi, magnitude = problem.latent(x)
-        return torch.stack([base(phi), problem.log_posterior(phi, magnitude)])
+    def both(x, rows):
+        part = problem.of(rows)
+        phi, magnitude = part.latent(x)
+        return torch.stack([base(phi, rows), part.log_posterior(phi, magnitude)])
 
-    walkers = sampler.anneal(both, problem.bright(start)[0], walkers=n_walkers, moves=_MOVES, generator=generator)
+    walkers = sampler.anneal(both, problem.bright(start)[0], walkers=n_walkers, moves=_MOVES, random=random)
     thin = max(1, n_steps // _KEPT)
     chain, _ = sampler.ensemble(
-        lambda x: problem.log_posterior(*problem.latent(x)), walkers, steps=n_steps, generator=generator, thin=thin, kind=moves
+        lambda x: problem.log_posterior(*problem.latent(x)), walkers, steps=n_steps, random=random, thin=thin, kind=moves
     )
     n, steps = chain.shape[:2]
     theta = parameters.to_theta(problem.latent(chain.flatten(1, 2))[0]).unflatten(1, (steps, n_walkers))
@@ -133,29 +140,34 @@ def explore(problem, law, generator, *, n_draws, n_walkers=64, n_steps=600, move
     rhat = torch.stack([sampler.r_hat(x) for x in followed]).amax(0)
     ess = torch.stack([sampler.effective_size(x) for x in followed]).amin(0)
     # thin at random, weigh by the exact prior, resample
-    pick = torch.rand(n, steps * n_walkers, generator=generator).topk(min(2 * n_draws, steps * n_walkers), -1).indices
+    pick = random.uniform(steps * n_walkers).topk(min(2 * n_draws, steps * n_walkers), -1).indices
     theta = theta.flatten(1, 2).gather(1, pick[..., None].expand(-1, -1, 16))
     log_weight = law.correction(theta.flatten(0, 1)).unflatten(0, theta.shape[:2]).nan_to_num(-torch.inf)
-    index, efficiency = sampler.reweight(log_weight, n_draws, generator)
+    index, efficiency = sampler.reweight(log_weight, n_draws, random.uniform(1))
     theta = theta.gather(1, index[..., None].expand(-1, -1, 16))
     return theta, {"ess": ess * efficiency, "rhat": rhat}
 
 
-def _laplace(problem, law, generator, n):
-    """A t mixture at the posterior's modes: its ln density as a function of phi (n_gal, k, 16), and ``n`` draws of each galaxy."""
-    found = likelihood.modes(problem.flux, problem.flux_err, law.walk, problem.emulator, law.library, n_starts=_STARTS, floor=problem.floor)
+def _laplace(problem, law, random, n):
+    """A t mixture at the posterior's modes: its ln density as a function of phi (m, k, 16) and galaxies (m,), and ``n`` draws of each."""
+    # each galaxy on its own: gradients have other last bits in other company, and the ascent would turn them into other maxima
+    each = (
+        likelihood.modes(flux, flux_err, law.walk, problem.emulator, law.library, n_starts=_STARTS, floor=problem.floor)
+        for flux, flux_err in zip(problem.flux.split(1), problem.flux_err.split(1), strict=True)
+    )
+    found = likelihood.Modes(*(torch.cat(parts) for parts in zip(*each, strict=True)))
     factor = torch.linalg.cholesky(found.curvature / _INFLATE).float()
     log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_weight = torch.log_softmax(0.5 * (found.log_posterior - log_volume), -1)  # the root keeps lesser modes in play
     d = found.phi.shape[-1]
 
-    def log_base(phi):
-        y = (phi[:, :, None] - found.phi[:, None]).unsqueeze(-2) @ factor[:, None]
-        terms = log_weight[:, None] + log_volume[:, None] - 0.5 * (_TAILS + d) * torch.log1p((y**2).sum((-2, -1)) / _TAILS)
+    def log_base(phi, rows):
+        y = (phi[:, :, None] - found.phi[rows, None]).unsqueeze(-2) @ factor[rows, None]
+        terms = (log_weight + log_volume)[rows, None] - 0.5 * (_TAILS + d) * torch.log1p((y**2).sum((-2, -1)) / _TAILS)
         return torch.logsumexp(terms, -1) + math.lgamma((_TAILS + d) / 2) - math.lgamma(_TAILS / 2) - d / 2 * math.log(_TAILS * math.pi)
 
-    mode = torch.multinomial(log_weight.exp(), n, replacement=True, generator=generator)
+    mode = sampler.resample(log_weight, n, random.uniform(1))
     pick = torch.arange(len(mode))[:, None], mode
-    normal = torch.randn(*mode.shape, d, 1, generator=generator)
-    spread = (_TAILS / torch.randn(*mode.shape, _TAILS, generator=generator).square().sum(-1, keepdim=True)).sqrt()
+    normal = random.normal(n, d)[..., None]
+    spread = (_TAILS / random.normal(n, _TAILS).square().sum(-1, keepdim=True)).sqrt()
     return log_base, found.phi[pick] + torch.linalg.solve_triangular(factor[pick].mT, normal, upper=True)[..., 0] * spread

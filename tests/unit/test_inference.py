@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import Normal, Toy, observed
 
-from popcosmos_lib import forward, inference, metrics, parameters, priors, sampler, walkers
+from popcosmos_lib import forward, inference, metrics, parameters, priors, sampler, streams, walkers
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ class Correlated:
 def test_ensemble_recovers_a_gaussian(kind, g):
     target = Correlated()
     start = target.mean[:, None] + 0.1 * torch.randn(2, 40, 8, generator=g)
-    chain, acceptance = sampler.ensemble(target, start, steps=3000, generator=g, thin=3, kind=kind)
+    chain, acceptance = sampler.ensemble(target, start, steps=3000, random=streams.Streams([1, 2]), thin=3, kind=kind)
     draws = chain[:, 200:].flatten(1, 2)
     sd = target.covariance.diagonal().sqrt()
     assert torch.allclose(draws.mean(1), target.mean, atol=float(0.15 * sd.max()))
@@ -48,8 +48,8 @@ def test_ensemble_recovers_a_gaussian(kind, g):
 def test_stretch_moves_alone_are_chosen_on_request(g):
     """The Hastings factor of a stretch move is (d - 1) ln z; of differential evolution zero."""
     x, others = torch.randn(3, 20, 6, generator=g), torch.randn(3, 20, 6, generator=g)
-    _, stretch = sampler._propose(x, others, "stretch", g)
-    _, mixed = sampler._propose(x, others, "mixed", g)
+    _, stretch = sampler._propose(x, others, "stretch", streams.Streams(range(3)))
+    _, mixed = sampler._propose(x, others, "mixed", streams.Streams(range(3)))
     assert (stretch != 0).all() and 0.6 < float((mixed == 0).float().mean()) < 0.95
 
 
@@ -57,12 +57,12 @@ def test_annealing_fills_both_modes_by_their_weight(g):
     """From one broad normal to modes of weight 0.8 and 0.2."""
     weight, place, width = torch.tensor([0.8, 0.2]), torch.tensor([-4.0, 4.0]), 0.5
 
-    def both(x):
+    def both(x, _):
         base = -0.5 * (x / 4).square().sum(-1) - 5 * math.log(4)
         modes = -0.5 * ((x[..., :1] - place) / width) ** 2 - 0.5 * (x[..., 1:] / width).square().sum(-1, keepdim=True)
         return torch.stack([base, torch.logsumexp(weight.log() + modes - 5 * math.log(width), -1)])
 
-    x = sampler.anneal(both, 4 * torch.randn(200, 300, 5, generator=g), walkers=64, moves=5, generator=g)
+    x = sampler.anneal(both, 4 * torch.randn(200, 300, 5, generator=g), walkers=64, moves=5, random=streams.Streams(range(200)))
     left = (x[..., 0] < 0).float().mean(1)
     assert float(left.mean()) == pytest.approx(0.8, abs=0.05)
     assert float(x[..., 1].std()) == pytest.approx(width, rel=0.1)
@@ -82,7 +82,7 @@ def test_diagnostics_know_good_chains_from_stuck_ones(g):
 def test_reweighting_turns_one_normal_into_another(g):
     x = torch.randn(50, 2000, generator=g)
     log_weight = -0.5 * (x - 0.7) ** 2 + 0.5 * x**2
-    index, efficiency = sampler.reweight(log_weight, 1000, g)
+    index, efficiency = sampler.reweight(log_weight, 1000, torch.rand(50, 1, generator=g))
     assert float(x.gather(1, index).mean()) == pytest.approx(0.7, abs=0.02)
     assert float(efficiency.mean()) == pytest.approx(math.exp(-(0.7**2)), abs=0.05)
 
@@ -140,6 +140,18 @@ def test_same_seed_same_draws(data, result):
     _, flux, flux_err = data
     again = inference.fit(flux[:24], flux_err[:24], "pop-cosmos", seed=2, **result[1])
     assert torch.equal(again.samples, result[0].samples)
+
+
+def test_walkers_of_a_galaxy_do_not_depend_on_which_others_are_fitted(data):
+    """Bit for bit, at the default number of walkers."""
+    _, flux, flux_err = data
+    options = SHORT | {"n_walkers": 64, "emulator": Toy(), "population": Normal(), "seed": 2}
+    whole = inference.fit(flux[:9], flux_err[:9], "pop-cosmos", **options)
+    for rows in ([4], [7, 2, 8]):
+        part = inference.fit(flux[rows], flux_err[rows], "pop-cosmos", id=rows, **options)
+        assert torch.equal(part.samples, whole.samples[rows]), "the draws of a galaxy depend on which others are fitted with it"
+    other = inference.fit(flux[:1], flux_err[:1], "pop-cosmos", id=["another"], **options)
+    assert not torch.equal(other.samples[0], whole.samples[0])
 
 
 def test_prospector_prior_needs_no_population(data):
