@@ -7,10 +7,12 @@ follow the public mocks of Thorp et al. (2025), with fluxes in microjansky inste
 
 References
 ----------
-Alsing et al. (2024), arXiv:2402.00935 sect. 3; Thorp et al. (2025), arXiv:2506.12122 sect. 3 and appendix C (derived quantities).
+Alsing et al. (2024), arXiv:2402.00935 sect. 3; Thorp et al. (2025), arXiv:2506.12122 sect. 3, sect. 4.6 (limits of mass) and appendix C
+(derived quantities).
 """
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from astropy.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from popcosmos_lib import __version__, likelihood, parameters, population, provenance, sps, store, survey, surveys
+from popcosmos_lib import __version__, likelihood, parameters, population, provenance, relations, sps, store, survey, surveys, universe
 from popcosmos_lib.emulator import having
 
 __all__ = ["CHUNK", "Mock", "load"]
@@ -30,6 +32,12 @@ _ROWS = 16 * CHUNK  # galaxies in a table, which bounds the memory
 _PATIENCE = 20  # chunks without success before a selection is called hopeless
 _FEWEST = 1e-3  # fraction selected below which it is
 _DERIVED = {"age": "Gyr", "log10M_remain": "dex(Msun)", "log10SFR": "dex(Msun / yr)", "log10sSFR": "dex(1 / yr)"}
+_LIMITS = {  # column: what is true of a galaxy that has it
+    "mass_complete": "surviving mass above the most frequent one at its redshift, below which the selection begins to lose galaxies",
+    "mass_995": "surviving mass below the 99.5th percentile of the selected galaxies at its redshift",
+}
+_PILOT, _MOST, _BIN = 4 * CHUNK, 64, 1024  # galaxies that pass, from so many chunks at most; in each redshift
+_ELSEWHERE = 2**62  # a stream that no generator is asked for
 _FLUXES = ("flux", "flux_err", "flux_true")
 
 
@@ -52,9 +60,10 @@ class Mock:
     ----------
     units : dict of str to str
         Unit of each column, in order: the 16 parameters; mass-weighted ``age``, surviving mass ``log10M_remain``, ``log10SFR`` over 100 Myr
-        and ``log10sSFR`` (per surviving mass); ``flux_<band>``, ``flux_err_<band>`` and, without noise, ``flux_true_<band>``.
+        and ``log10sSFR`` (per surviving mass); ``flux_<band>``, ``flux_err_<band>`` and, without noise, ``flux_true_<band>``. Tables end
+        with two more, boolean and without unit, that ``limits`` decide: ``mass_complete`` and ``mass_995``.
     meta : dict
-        Survey, selection and digests of the networks; it goes into every table.
+        Survey, selection, limits of mass and digests of the networks; it goes into every table.
 
     Raises
     ------
@@ -129,6 +138,25 @@ class Mock:
         derived = torch.stack([derived[name] for name in ("age", "log_mass", "log_sfr", "log_ssfr")], -1)
         return torch.cat([theta, derived, seen.flux, seen.flux_err, seen.flux_true], -1)[seen.selected].cpu()
 
+    @cached_property
+    def limits(self):
+        """Where the selected galaxies are a sample complete in mass, from 16,384 others that pass (fewer, if hardly any pass).
+
+        Returns
+        -------
+        dict
+            ``z``, the two redshifts between which there are galaxies enough to tell; for either column the arguments of
+            ``universe.hermite_limit``: through the most frequent surviving mass and its 99.5th percentile in redshift bins of equal number,
+            as Thorp+25 sect. 4.6 and appendix E.
+        """
+        rows, index = self.chunk(_ELSEWHERE, 0), 1
+        while len(rows) < _PILOT and index < _MOST:
+            rows, index = torch.cat([rows, self.chunk(_ELSEWHERE, index)]), index + 1
+        mass, z = (rows[:, list(self.units).index(name)] for name in ("log10M_remain", "z"))
+        z, *limits = relations.modal_mass(mass, z, max(1, len(rows) // _BIN)).T
+        found = {name: relations.fit_limit(z, limit) for name, limit in zip(_LIMITS, limits, strict=True)}
+        return {"z": [float(z[0]), float(z[-1])]} | found
+
     def tables(self, n, generator):
         """A catalogue of ``n`` galaxies, in pieces.
 
@@ -170,7 +198,16 @@ class Mock:
         yield self._table(waiting[: n - made])
 
     def _table(self, rows):
-        return Table(rows.numpy(), names=list(self.units), units=[unit or None for unit in self.units.values()], meta=self.meta)
+        table = Table(rows.numpy(), names=list(self.units), units=[unit or None for unit in self.units.values()])
+        mass, z = (torch.as_tensor(table[name].data, dtype=torch.float64) for name in ("log10M_remain", "z"))
+        first, last = self.limits["z"]
+        lowest, highest = (universe.hermite_limit(z.clamp(first, last), **self.limits[name]) for name in _LIMITS)
+        table["mass_complete"] = ((mass > lowest) & (first < z) & (z < last)).numpy()
+        table["mass_995"] = (mass < highest).numpy()
+        for name, meaning in _LIMITS.items():
+            table[name].description = meaning
+        table.meta = self.meta | {"mass_limits": self.limits}
+        return table
 
 
 def load(name="cosmos2020", selection=None, *, profile="published", emulator=None, device=None):

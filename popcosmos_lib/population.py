@@ -340,5 +340,7 @@ def mock(n, survey="cosmos2020", selection=None, *, generator, profile="publishe
     """
     from popcosmos_lib import mocks  # it is built on this module
 
-    parts = mocks.load(survey, selection, profile=profile).tables(n, generator)
-    return vstack(list(parts), metadata_conflicts="silent")
+    parts = list(mocks.load(survey, selection, profile=profile).tables(n, generator))
+    table = vstack(parts, metadata_conflicts="silent")
+    table.meta = parts[0].meta  # which vstack would repeat for each part
+    return table

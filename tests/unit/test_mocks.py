@@ -10,7 +10,21 @@ import pytest
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import catalog, emulator, features, filters, mocks, parameters, population, provenance, sps, store, survey, surveys
+from popcosmos_lib import (
+    catalog,
+    emulator,
+    features,
+    filters,
+    mocks,
+    parameters,
+    population,
+    provenance,
+    sps,
+    store,
+    survey,
+    surveys,
+    universe,
+)
 from popcosmos_lib.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +74,8 @@ def small(root, monkeypatch):
     monkeypatch.setenv("POPCOSMOS_HOME", str(root))
     monkeypatch.setattr(mocks, "CHUNK", 256)
     monkeypatch.setattr(mocks, "_ROWS", 300)
+    monkeypatch.setattr(mocks, "_PILOT", 1600)
+    monkeypatch.setattr(mocks, "_BIN", 200)
 
 
 def test_a_short_mock_is_the_beginning_of_a_long_one_in_any_pieces(root, monkeypatch):
@@ -77,13 +93,31 @@ def test_a_short_mock_is_the_beginning_of_a_long_one_in_any_pieces(root, monkeyp
 def test_names_and_units_are_those_of_the_public_mocks(root):
     (table,) = mocks.load(root / "mine.yaml", profile="smoke").tables(200, rng())
     fluxes = [f"{kind}_{band}" for kind in ("flux", "flux_err", "flux_true") for band in "gri"]
-    assert table.colnames == [*parameters.NAMES, "age", "log10M_remain", "log10SFR", "log10sSFR", *fluxes]
+    assert table.colnames == [*parameters.NAMES, "age", "log10M_remain", "log10SFR", "log10sSFR", *fluxes, "mass_complete", "mass_995"]
     assert str(table["flux_r"].unit) == "uJy" and str(table["age"].unit) == "Gyr" and table["z"].unit is None
     theta = torch.stack([torch.as_tensor(table[name].data) for name in parameters.NAMES], -1)
     assert torch.allclose(torch.as_tensor(table["log10SFR"].data), parameters.log_sfr(theta), atol=1e-4)
     remaining = table["log10M_remain"].data - table["log10M_formed"].data
     assert (remaining < 0).all() and (remaining > -0.5).all(), "a part of the stars is gone"
     assert abs(table["log10SFR"].data - table["log10M_remain"].data - table["log10sSFR"].data).max() < 1e-4, "per surviving mass"
+
+
+def test_mass_limits_are_those_of_the_galaxies_that_the_survey_selects(root):
+    deep, bright = (mocks.load("cosmos2020", cut) for cut in ("r<25", "r<23"))  # the published model: the limit is physics
+    z = torch.linspace(0.3, 1.0, 20).double()
+    limits = [universe.hermite_limit(z, **made.limits["mass_complete"]) for made in (deep, bright)]
+    assert 0.4 < (limits[1] - limits[0]).mean() < 1.2, "two magnitudes are 0.8 dex of mass at a given ratio of mass to light"
+    assert (limits[0] > universe.mass_completeness(z)).all(), "3.6 micron to 26 mag reach lower masses than r to 25 mag"
+    made = mocks.load(root / "mine.yaml", profile="smoke")
+    table = stack(list(made.tables(2000, rng())))
+    assert table["mass_995"].dtype == torch.bool and 0.98 < float(table["mass_995"].float().mean()) < 1.0
+    known = (table["z"] > made.limits["z"][0]) & (table["z"] < made.limits["z"][1])
+    assert 0.3 < float(table["mass_complete"][known].float().mean()) < 0.9, "the mode is inside the distribution of masses"
+    (table,) = made.tables(200, rng())
+    limit = universe.hermite_limit(torch.as_tensor(table["z"].data).double(), **table.meta["mass_limits"]["mass_complete"])
+    above = torch.as_tensor(table["log10M_remain"].data) > limit
+    assert (above | ~torch.as_tensor(table["mass_complete"].data)).all(), "the metadata say what the columns mean"
+    assert "begins to lose" in table["mass_complete"].description
 
 
 def test_a_survey_with_an_emulator_uses_it_and_any_other_the_synthesis(root):
