@@ -248,7 +248,7 @@ for row in table:
 
 # %%
 chosen = {name: median[name, "pop-cosmos", "ours"] for name in ("cosmos", "distant") if name in real}
-wrong = {name: ((z_phot - real[name].z_spec).abs() > 0.15 * (1 + real[name].z_spec)).nonzero()[:, 0] for name, z_phot in chosen.items()}
+wrong = {name: metrics.outlying(z_phot, real[name].z_spec).nonzero()[:, 0] for name, z_phot in chosen.items()}
 
 
 def referred():

@@ -1,8 +1,8 @@
 """Posteriors of a whole catalogue: chunk by chunk, on as many cores as there are, and from where a killed run stopped.
 
 Every chunk of galaxies becomes one Parquet file in ``<out>.parts``, written to a temporary name and renamed, and is never computed twice;
-when all are there they are joined in the order of the catalogue. The exact engine's random numbers follow from the seed and the identifier
-of each galaxy, so neither the chunks nor the workers change a result. ``python -m popcosmos_lib fit`` is the way in.
+when all are there they are joined in the order of the catalogue. Random numbers follow from the seed and the identifier of each galaxy, so
+neither the chunks nor the workers change a result. ``python -m popcosmos_lib fit`` is the way in.
 """
 
 import contextlib

@@ -25,12 +25,18 @@ __all__ = [
     "crps",
     "ks",
     "ks_limit",
+    "outlying",
     "photoz",
     "pit",
     "pp_qq",
     "sliced_wasserstein",
     "tarp",
 ]
+
+
+def outlying(z_phot, z_spec):
+    """Which estimated redshifts are outliers: |z_phot - z_spec| > 0.15 (1 + z_spec); not those where either is not finite."""
+    return (z_phot - z_spec).abs() > 0.15 * (1 + z_spec)
 
 
 def photoz(z_phot, z_spec):
@@ -45,7 +51,7 @@ def photoz(z_phot, z_spec):
     -------
     dict of str to float
         ``n``; ``median`` = median(dz); ``sigma_mad`` = 1.48 median|dz| (Thorp+25: no recentring); ``nmad`` = 1.4826
-        median|dz - median(dz)|; ``outliers`` = share of |dz| > 0.15; ``outliers_rail`` = share of |dz| > max(0.06, 3 sigma_IQR), with
+        median|dz - median(dz)|; ``outliers`` = share that is ``outlying``; ``outliers_rail`` = share of |dz| > max(0.06, 3 sigma_IQR), with
         sigma_IQR = (q75 - q25) / 1.349 of dz.
 
     Raises
@@ -54,7 +60,8 @@ def photoz(z_phot, z_spec):
         If no pair is finite.
     """
     dz = (z_phot - z_spec) / (1 + z_spec)
-    dz = dz[torch.isfinite(dz)].double()
+    both = torch.isfinite(dz)
+    dz = dz[both].double()
     if not len(dz):
         raise ValueError("no galaxy has both redshifts; give finite z_phot and z_spec")
     median = dz.median()
@@ -64,7 +71,7 @@ def photoz(z_phot, z_spec):
         "median": float(median),
         "sigma_mad": float(1.48 * dz.abs().median()),
         "nmad": float(1.4826 * (dz - median).abs().median()),
-        "outliers": float((dz.abs() > 0.15).double().mean()),
+        "outliers": float(outlying(z_phot, z_spec)[both].double().mean()),
         "outliers_rail": float((dz.abs() > max(0.06, 3 * float(high - low) / 1.349)).double().mean()),
     }
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import columns, emulator, filters, population, schema, survey
+from popcosmos_lib import columns, emulator, filters, likelihood, population, schema, survey
 from popcosmos_lib.forward import ForwardModel
+from popcosmos_lib.slots import Slots
 
 __all__ = ["SUSPECT", "compare", "report"]
 
@@ -23,7 +24,7 @@ _GALAXIES = 20_000  # of the model, and rows of the catalogue that are looked at
 
 
 @torch.no_grad()
-def compare(catalogue, profile="published", seed=0):
+def compare(catalogue, profile="published", seed=0, curves=None):
     """Median magnitudes of a catalogue and of the model.
 
     The model appears twice: as COSMOS2020 would observe it with r < 25; and, for the offset that counts, as this catalogue would: every
@@ -37,6 +38,8 @@ def compare(catalogue, profile="published", seed=0):
     profile : str
         Whose population, emulator and errors, as for ``population.load``.
     seed : int
+    curves : dict of str to str, optional
+        Of another survey, as in ``columns.Mapping``: at equal brightness the model is then seen through these.
 
     Returns
     -------
@@ -54,16 +57,20 @@ def compare(catalogue, profile="published", seed=0):
     generator = torch.Generator().manual_seed(seed)
     sky = survey.load(profile)
     forward = ForwardModel(emulator.load(profile=profile), sky)
-    made = forward(population.load(profile).sample(_GALAXIES, generator), forward.draws(_GALAXIES, generator))
+    theta = population.load(profile).sample(_GALAXIES, generator)
+    made = forward(theta, forward.draws(_GALAXIES, generator))
+    own = made.flux_true
+    if curves:
+        own = likelihood.model_flux(Slots(curves, emulator.having(curves.values(), profile)).magnitudes(theta))
     flux, error = catalogue.flux[catalogue.clean], catalogue.flux_err[catalogue.clean]
     reference = _reference((flux > _DETECTED * error).any(0), forward.reference)
     passed = survey.select(flux, population.SELECTION.replace("r", filters.SHORT[reference]))
     flux, error = flux[passed], error[passed]
-    order = made.flux_true[:, reference].argsort()
-    known = (flux > _DETECTED * error)[:, reference] & (flux[:, reference] < made.flux_true[order[-_BRIGHTEST], reference])
+    order = own[:, reference].argsort()
+    known = (flux > _DETECTED * error)[:, reference] & (flux[:, reference] < own[order[-_BRIGHTEST], reference])
     likely = known.nonzero()[:, 0]
-    near = torch.searchsorted(made.flux_true[order, reference], flux[likely, reference])
-    twin = made.flux_true[order[near]]
+    near = torch.searchsorted(own[order, reference], flux[likely, reference])
+    twin = own[order[near]]
     twin = twin * (flux[likely, reference] / twin[:, reference])[:, None]
     twin = sky.observe(twin, error[likely], draws=sky.noise(twin.shape, generator))
     seen, count = _median(flux, error)
@@ -126,7 +133,7 @@ def report(source, mapping, profile="published"):
     yield from mapping.notes
     yield f"of {len(found):,} rows that were looked at:"
     yield from (f"  {note}" for note in found.notes if not note.startswith("missing bands"))
-    yield from _lines(compare(found, profile))
+    yield from _lines(compare(found, profile, curves=mapping.curves))
     yield "columns of the output:"
     for column in schema.posteriors():
         yield f"  {column.name:22} {column.unit or '-':16} {column.meaning}"

@@ -69,6 +69,16 @@ def test_without_r_the_nearest_band_takes_its_place(sky):
     assert not bad and found.meta["reference"] == "IA679" and np.isnan(found["catalogue"][2])
 
 
+def test_another_survey_is_compared_through_its_own_curves(tmp_path):
+    catalog.write(tmp_path / "kids.parquet", [population.mock(3000, "kids", generator=torch.Generator().manual_seed(5))])
+    source = sources.load(tmp_path / "kids.parquet")
+    mapping = columns.resolve(source)
+    found = columns.sample(source, mapping, 3000)
+    own, nearest = (np.abs(plausibility.compare(found, curves=curves)["colour"]) for curves in (mapping.curves, None))
+    own, nearest = (offset[[filters.SHORT.index(band) for band in ("i", "z", "Y")]].mean() for offset in (own, nearest))
+    assert own < 0.03 < nearest, "the bands of COSMOS2020 stand apart by their colour terms, its own do not"
+
+
 def test_the_report_says_what_was_understood(sky, tmp_path):
     table = scaled(sky, ["J"], 3.0)
     table.rename_columns(["flux_J", "flux_err_J", "flux_g", "flux_err_g", "flux_r", "flux_err_r"], ["fj", "ej", "fg", "eg", "fr", "er"])
