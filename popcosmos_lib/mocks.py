@@ -36,8 +36,8 @@ _LIMITS = {  # column: what is true of a galaxy that has it
     "mass_complete": "surviving mass above the most frequent one at its redshift, below which the selection begins to lose galaxies",
     "mass_995": "surviving mass below the 99.5th percentile of the selected galaxies at its redshift",
 }
-_PILOT, _MOST, _BIN = 4 * CHUNK, 64, 1024  # galaxies that pass, from so many chunks at most; in each redshift
-_ELSEWHERE = 2**62  # a stream that no generator is asked for
+_PILOT, _MOST, _BIN = 4 * CHUNK, 64, 1024  # galaxies from which the limits come, chunks that they may take, galaxies in a redshift bin
+_ELSEWHERE = 2**62  # their stream, which is that of no mock
 _FLUXES = ("flux", "flux_err", "flux_true")
 
 

@@ -1,7 +1,8 @@
 """Photometry of another survey in the places of the 26 bands, for ``inference.fit``.
 
 Each band of the survey takes the place of the COSMOS2020 band nearest to it, and its light is computed through its own curve; the other
-places stay empty. The proposal then guesses from slightly wrong bands, and the weights correct it. Used by ``samples`` and ``fitting``.
+places stay empty. The proposal then guesses from slightly wrong bands, and the weights correct it. Used by ``samples``, ``fitting``
+and ``plausibility``.
 """
 
 from popcosmos_lib import filters, parameters, sps
