@@ -19,7 +19,11 @@ from unittest.mock import patch
 import torch
 from engines import reason
 
-from popcosmos_lib import filters, fsps_backend, provenance, release, sps, ssp, store, tables, universe
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import release
+from popcosmos_lib.galaxies import universe
+from popcosmos_lib.synthesis import filters, fsps_backend, sps, ssp
+from popcosmos_lib.workflow import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 N_BAGPIPES, N_PUBLIC = 150, 4_000

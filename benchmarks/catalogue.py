@@ -19,7 +19,10 @@ import torch
 from astropy.table import Table
 from engines import ROOT
 
-from popcosmos_lib import exact, metrics, provenance, store, tables
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.fitting import exact_engine
+from popcosmos_lib.population import metrics
+from popcosmos_lib.workflow import tables
 
 TICK = 5.0  # between looks at the clock [s]
 
@@ -72,7 +75,7 @@ def measure(folder, n, workers):
     cost = watched(["fit", str(mock), "--out", str(out), "--workers", str(workers)], folder / f"fit_{n}.json", workers)
     found = Table.read(out)
     scores = metrics.photoz(*(torch.tensor(values).float() for values in (found["z_q50"], Table.read(mock)["z"])))
-    shares = {"trusted": (found["khat"] < exact.KHAT).mean(), "effective": (found["ess"] >= exact.ESS).mean()}
+    shares = {"trusted": (found["khat"] < exact_engine.KHAT).mean(), "effective": (found["ess"] >= exact_engine.ESS).mean()}
     shares |= {"quiet": (found["flags"] == 0).mean(), "chains": (found["engine"] == "chains").mean()}
     shares = {name: float(share) for name, share in shares.items()}
     kept = {key: scores[key] for key in ("median", "sigma_mad", "outliers")}

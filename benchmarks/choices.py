@@ -21,7 +21,11 @@ from unittest.mock import patch
 
 import torch
 
-from popcosmos_lib import emulator, features, lines, parameters, priors, provenance, sps, store, tables, universe
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator, inputs, photulator, photulator_training
+from popcosmos_lib.galaxies import parameters, priors, universe
+from popcosmos_lib.synthesis import lines, sps
+from popcosmos_lib.workflow import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"n_train": 60_000, "steps": 2_500, "hidden": (128, 128, 128)}
@@ -46,7 +50,7 @@ class Choice:
         return stack
 
 
-class Bare(features.Features):
+class Bare(inputs.Features):
     """No first estimate: the inputs are the 15 parameters that are not the mass, and log10(1 + z)."""
 
     def __init__(self, tables):
@@ -121,20 +125,22 @@ def targets(synthesiser):
 
 def choices(scaling):
     """The rows, the baseline first. ``scaling`` is what ``targets`` returns."""
-    plain = ((emulator, "Features", Bare), (emulator, "Emulator", partial(Plain, targets=scaling)))
+    plain = ((photulator, "Features", Bare), (photulator_training, "Emulator", partial(Plain, targets=scaling)))
     unlit = SimpleNamespace(matched=lines.matched, band_flux=dark)
     adam = [partial(Averaged, decay=decay, steps=SIZE["steps"]) for decay in (0.99, 0.998)]
     return [
         Choice("baseline", "The choices of the library at a small size."),
         Choice("baseline again", "Another seed: other initial weights and galaxies.", seed=1),
         Choice("inputs", "No computed first estimate: parameters and log10(1 + z) in, magnitudes out.", plain),
-        Choice("lines", "Emission lines left out of the first estimate, so the network must learn them.", ((features, "lines", unlit),)),
-        Choice("loss", "Mean square error (quadratic to 1 mag) instead of nearly absolute.", ((emulator, "_KNEE", 1.0),)),
-        Choice("sampling, uniform", "All training galaxies uniform in the bounds.", ((emulator, "draw", uniform),)),
-        Choice("sampling, universe", "All training galaxies from the literature universe.", ((emulator, "draw", universe.sample),)),
+        Choice("lines", "Emission lines left out of the first estimate, so the network must learn them.", ((inputs, "lines", unlit),)),
+        Choice("loss", "Mean square error (quadratic to 1 mag) instead of nearly absolute.", ((photulator_training, "_KNEE", 1.0),)),
+        Choice("sampling, uniform", "All training galaxies uniform in the bounds.", ((photulator_training, "draw", uniform),)),
+        Choice(
+            "sampling, universe", "All training galaxies from the literature universe.", ((photulator_training, "draw", universe.sample),)
+        ),
         Choice("averaging, 100", "Moving average of the weights over the last 100 steps, on top.", ((torch.optim, "Adam", adam[0]),)),
         Choice("averaging, 500", "Moving average over the last 500 steps, on top.", ((torch.optim, "Adam", adam[1]),)),
-        Choice("activation", "SiLU instead of the trainable activation.", ((emulator, "Speculator", Silu),)),
+        Choice("activation", "SiLU instead of the trainable activation.", ((photulator, "Speculator", Silu),)),
         Choice("width, 64", "Half as many units in each hidden layer.", size={"hidden": (64, 64, 64)}),
         Choice("width, 256", "Twice as many units in each hidden layer.", size={"hidden": (256, 256, 256)}),
         Choice("data, 15,000", "A quarter of the galaxies, as many steps.", size={"n_train": 15_000}),

@@ -14,7 +14,13 @@ from pathlib import Path
 import torch
 from engines import ROOT
 
-from popcosmos_lib import closure, emulator, filters, parameters, population, priors, provenance, sps, store, survey, tables
+from popcosmos_lib import population, survey
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population import closure_test
+from popcosmos_lib.synthesis import filters, sps
+from popcosmos_lib.workflow import tables
 
 BATCH = 10_000  # galaxies of a population drawn at once
 SKY = 400_000  # galaxies synthesised at once
@@ -47,7 +53,7 @@ def measure(n):
     g = torch.Generator().manual_seed(23)
     flux, theta = sky(n, g)
     half = len(flux) // 2
-    test = closure.Closure(flux[:half], theta[:half])
+    test = closure_test.Closure(flux[:half], theta[:half])
     rows = [{"population": "floor", "n": len(flux) - half, **test.floor(flux[half:], theta[half:], generator=g)}]
     laws = {"prior": priors.Prospector(), "broad start": population.Population.from_state(store.load("population_broad", "published").data)}
     laws |= {"ensemble": population.load_ensemble(), "calibrated": population.load()}
@@ -55,7 +61,7 @@ def measure(n):
     for name, law in laws.items():
         found = seen(law, half, forward, g)
         rows.append({"population": name, "n": half, **test(*found, generator=g)})
-        print(name, closure.verdicts(rows[-1]), flush=True)
+        print(name, closure_test.verdicts(rows[-1]), flush=True)
     return half, rows
 
 
@@ -66,7 +72,7 @@ def main(target, n=2_400_000):
     content = {"what": "published populations against galaxies of known truth", **made, "n": half, "rows": rows}
     store.write_text(target, json.dumps(content, indent=1) + "\n")
     print(tables.closure(content))
-    return int(any("missed" in closure.verdicts(row).values() for row in rows if row["population"] in closure.PUBLISHED))
+    return int(any("missed" in closure_test.verdicts(row).values() for row in rows if row["population"] in closure_test.PUBLISHED))
 
 
 if __name__ == "__main__":

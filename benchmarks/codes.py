@@ -27,24 +27,15 @@ import numpy as np
 import torch
 from engines import ROOT, reason
 
-from popcosmos_lib import (
-    data,
-    emulator,
-    filters,
-    igm,
-    inference,
-    metrics,
-    parameters,
-    population,
-    proposal,
-    provenance,
-    samples,
-    sps,
-    store,
-    survey,
-    tables,
-    trials,
-)
+from popcosmos_lib import population, survey
+from popcosmos_lib.artefacts import data, provenance, store
+from popcosmos_lib.catalog import real_galaxies
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.fitting import inference, proposal, sbc
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.population import metrics
+from popcosmos_lib.synthesis import filters, igm, sps
+from popcosmos_lib.workflow import tables
 
 FLOOR = 0.01
 SOME, FEW = 10, 2  # galaxies that the ensemble and bagpipes get
@@ -308,7 +299,7 @@ NOTES = {
 
 
 def measure(codes, title, sample, tools):
-    """Rows of all codes on a ``samples.Sample``; one that cannot run leaves a row that says why."""
+    """Rows of all codes on a ``real_galaxies.Sample``; one that cannot run leaves a row that says why."""
     rows = []
     for name, code in codes.items():
         try:
@@ -333,13 +324,15 @@ def main(target, n=100):
     torch.set_num_threads(1)
     made = provenance.benchmark(store.home(), "bagpipes")
     tools = {"emulator": emulator.load(), "population": population.load(), "guess": proposal.load()}
-    trial = trials.galaxies(n, tools["population"], tools["emulator"], survey.load(), torch.Generator().manual_seed(31), FLOOR)
+    trial = sbc.galaxies(n, tools["population"], tools["emulator"], survey.load(), torch.Generator().manual_seed(31), FLOOR)
     z, floor = parameters.column(trial.theta, "z"), torch.full((len(filters.SHORT),), FLOOR)
-    drawn = samples.Sample([f"model {i}" for i in range(n)], trial.flux, trial.flux_err, z, torch.full_like(z, torch.nan), floor, None)
+    drawn = real_galaxies.Sample(
+        [f"model {i}" for i in range(n)], trial.flux, trial.flux_err, z, torch.full_like(z, torch.nan), floor, None
+    )
     rows = measure(CODES, "model", drawn, tools)
     for name, title in REAL.items():
         try:
-            real = getattr(samples, name)(data.shared(samples.FILES[name]))
+            real = getattr(real_galaxies, name)(data.shared(real_galaxies.FILES[name]))
         except FileNotFoundError as missing:
             print(f"only galaxies of the model: {missing}")
             continue

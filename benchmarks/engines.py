@@ -21,7 +21,11 @@ from pathlib import Path
 
 import torch
 
-from popcosmos_lib import emulator, filters, fsps_backend, parameters, provenance, release, sps, store, tables, universe
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator, release
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import filters, fsps_backend, sps
+from popcosmos_lib.workflow import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 5

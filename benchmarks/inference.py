@@ -18,25 +18,16 @@ import numpy as np
 import torch
 from engines import ROOT, reason
 
-from popcosmos_lib import (
-    emulator,
-    exact,
-    filters,
-    forward,
-    importance,
-    inference,
-    likelihood,
-    metrics,
-    parameters,
-    population,
-    proposal,
-    provenance,
-    store,
-    streams,
-    survey,
-    tables,
-    trials,
-)
+from popcosmos_lib import population, survey
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.fitting import exact_engine, inference, proposal, sbc
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.population import metrics
+from popcosmos_lib.sampling import importance, rng
+from popcosmos_lib.survey import forward_model, likelihood
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import tables
 
 FLOOR = 0.01
 QUANTITIES = (*parameters.NAMES, "log10SFR")
@@ -53,19 +44,19 @@ def timed(work):
 def gates(n, tools, sky):
     """Rows of the samples on which the exact engine must pass."""
     g = torch.Generator().manual_seed(21)
-    trial = trials.galaxies(n, tools["population"], tools["emulator"], sky, g, FLOOR)
-    part = trials.without(trial, 5, g)
+    trial = sbc.galaxies(n, tools["population"], tools["emulator"], sky, g, FLOOR)
+    part = sbc.without(trial, 5, g)
     rows = []
     for name, sample in {"26 bands": trial, "21 of 26 bands": part}.items():
         began = time.perf_counter()
         fit, cpu = timed(lambda sample=sample: inference.fit(sample.flux, sample.flux_err, floor=FLOOR, **tools))
         gpu = 1e3 * (time.perf_counter() - began) / len(sample.theta) if torch.cuda.is_available() else None
         table = fit.summary
-        ranks = trials.ranks(fit, sample.theta, g)
+        ranks = sbc.ranks(fit, sample.theta, g)
         rows.append(
             {
-                "sample": name, "n": len(sample.theta), "trusted": float((table["khat"] < exact.KHAT).mean()),
-                "effective": float((table["ess"] >= exact.ESS).mean()), "chains": float((table["engine"] == "chains").mean()),
+                "sample": name, "n": len(sample.theta), "trusted": float((table["khat"] < exact_engine.KHAT).mean()),
+                "effective": float((table["ess"] >= exact_engine.ESS).mean()), "chains": float((table["engine"] == "chains").mean()),
                 "seconds": cpu / len(sample.theta), "gpu_ms": gpu, "ranks": ranks.distance.tolist(),
                 "spread": ranks.spread, "limit": ranks.limit, "flagged": float(((table["flags"] & 32) > 0).mean()),
             }
@@ -77,14 +68,14 @@ def gates(n, tools, sky):
 def oddities(tools, sky):
     """Share of planted objects of each kind that are flagged, and that would be if the galaxy's true parameters were known."""
     g = torch.Generator().manual_seed(22)
-    catalogue = trials.galaxies(20 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR)
+    catalogue = sbc.galaxies(20 * PLANTED, tools["population"], tools["emulator"], sky, g, FLOOR)
     rows = []
-    for kind in trials.ODDITIES:
-        odd = trials.planted(kind, catalogue, PLANTED, g)
+    for kind in sbc.ODDITIES:
+        odd = sbc.planted(kind, catalogue, PLANTED, g)
         table = inference.fit(odd.flux, odd.flux_err, floor=FLOOR, **tools).summary
         possible = None
-        if kind in trials.GALACTIC:
-            possible = float(trials.caught(odd, tools["emulator"], FLOOR).float().mean())
+        if kind in sbc.GALACTIC:
+            possible = float(sbc.caught(odd, tools["emulator"], FLOOR).float().mean())
         rows.append({"kind": kind, "n": len(table), "flagged": float(((table["flags"] & 32) > 0).mean()), "possible": possible})
         print(rows[-1], flush=True)
     return rows
@@ -104,8 +95,8 @@ def quantities(theta):
 def evidence(flux, flux_err, tools):
     """ln evidence of one galaxy by importance sampling, the density of the population in place of the flow that stands for it."""
     floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
-    target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
-    draws = importance.sample(target, streams.Streams([1]), ess=4000.0)[0]
+    target = exact_engine.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
+    draws = importance.sample(target, rng.Streams([1]), ess=4000.0)[0]
     kept, weight = importance.thin(draws.log_weight, 4000, 0.5)
     theta = draws.extra[kept]
     flow = lambda phi: tools["guess"].log_prior(phi, theta)  # noqa: E731
@@ -127,7 +118,7 @@ def nautilus(flux, flux_err, tools):
         u = torch.as_tensor(np.asarray(u), dtype=torch.float32)
         theta = tools["population"].from_base(u)
         magnitude = likelihood.photometry(tools["emulator"], theta)
-        value = likelihood.log_likelihood(magnitude, flux, flux_err, floor) - forward.log_passing(magnitude, flux, flux_err, floor)
+        value = likelihood.log_likelihood(magnitude, flux, flux_err, floor) - forward_model.log_passing(magnitude, flux, flux_err, floor)
         return torch.where(population.inside(theta), value, -1e10).double().numpy()
 
     sampler = Sampler(prior, log_likelihood, n_live=500, pass_dict=False, vectorized=True, seed=1)
@@ -143,7 +134,7 @@ def nautilus(flux, flux_err, tools):
 def without_weights(flux, flux_err, tools):
     """The proposal alone: 512 draws taken at their word."""
     floor = likelihood.fractional_error(FLOOR, tools["emulator"]).expand(len(filters.SHORT))
-    target = exact.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
+    target = exact_engine.Target(flux, flux_err, floor, tools["guess"], tools["population"], tools["emulator"])
     w = torch.randn(len(flux), 512, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theta = target(w, torch.arange(len(flux)))[1]
@@ -182,12 +173,12 @@ def engines(reference, tools):
         apart = (medians - middle[:n]) / width[:n]
         scores = metrics.photoz(torch.tensor(medians[:, parameters.INDEX["z"]]).float(), truth[:n])
         rms = dict(zip(QUANTITIES, np.sqrt((apart**2).mean(0)).tolist(), strict=True))
-        followed = apart[:, [QUANTITIES.index(key) for key in trials.FOLLOWED]]
+        followed = apart[:, [QUANTITIES.index(key) for key in sbc.FOLLOWED]]
         found.append(
             {
                 "engine": name, "missing": None, "note": note, "seconds": cpu / n, "distance": float(np.sqrt((followed**2).mean())),
                 "largest": float(np.abs(followed).max()), "worst_of_16": max(rms[key] for key in parameters.NAMES),
-                "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **{key: rms[key] for key in trials.FOLLOWED},
+                "sigma_mad": scores["sigma_mad"], "outliers": scores["outliers"], **{key: rms[key] for key in sbc.FOLLOWED},
             }
         )  # fmt: skip
         print(found[-1], flush=True)
@@ -206,7 +197,7 @@ def main(target, n=500):
     content["rows"] = engines(reference, tools)
     store.write_text(target, json.dumps(content, indent=1) + "\n")
     print(tables.inference(content))
-    problems = list(trials.missed(content))
+    problems = list(sbc.missed(content))
     print("\n".join(problems) or "every bar is met")
     return 1 if problems else 0
 

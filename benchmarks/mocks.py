@@ -21,7 +21,10 @@ from pathlib import Path
 import torch
 from engines import ROOT
 
-from popcosmos_lib import mocks, provenance, store, surveys, tables
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.population import mocks
+from popcosmos_lib.survey import definitions
+from popcosmos_lib.workflow import tables
 
 REPEATS = 5
 EVALUATIONS = {"population": 16, "emulator": 1, "uncertainty": 1}  # of each network per galaxy
@@ -89,7 +92,7 @@ def missed(content):
 def main(target, n=1_000_000):
     """Measure, write ``target``, print the table; the number of missed bars."""
     content = {"what": "mock catalogues, galaxies per second", **provenance.benchmark(store.home()), "threads": torch.get_num_threads()}
-    content["rows"] = [measure(mocks.load(name)) for name in surveys.BUILT_IN]
+    content["rows"] = [measure(mocks.load(name)) for name in definitions.BUILT_IN]
     content["streams"] = [stream(n // 10), stream(n)]
     store.write_text(target, json.dumps(content, indent=1) + "\n")
     print(tables.mocks(content))

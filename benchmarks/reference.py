@@ -17,21 +17,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from popcosmos_lib import (
-    emulator,
-    exact,
-    inference,
-    likelihood,
-    parameters,
-    population,
-    proposal,
-    provenance,
-    sampler,
-    store,
-    streams,
-    survey,
-)
-from popcosmos_lib.trials import galaxies
+from popcosmos_lib import population, survey
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.fitting import exact_engine, inference, proposal
+from popcosmos_lib.fitting.sbc import galaxies
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.sampling import ensemble, rng
+from popcosmos_lib.survey import likelihood
 
 N, FLOOR = 12, 0.01
 WALKERS, FIRST, STEPS, MOST = 64, 1000, 4000, 100_000  # ensemble steps: to begin with, between tests of convergence, at most
@@ -44,7 +37,7 @@ def converged(target, n, random):
     """Chains (steps, walkers, 16) of theta of n galaxies, and their R-hats; each goes on until it has converged."""
 
     def advance(walkers, rows, **size):
-        return sampler.ensemble(lambda w: target(w, rows)[0], walkers, random=random.of(rows.tolist()), **size)[0]
+        return ensemble.ensemble(lambda w: target(w, rows)[0], walkers, random=random.of(rows.tolist()), **size)[0]
 
     walkers = advance(random.normal(WALKERS, 16), torch.arange(n), steps=FIRST, thin=FIRST)[:, -1]
     theta, rhat = [torch.empty(0, WALKERS, 16)] * n, torch.full((n,), torch.inf)
@@ -56,7 +49,7 @@ def converged(target, n, random):
         walkers[rows] = chain[:, -1]
         for i, states in zip(rows.tolist(), chain, strict=True):
             theta[i] = torch.cat([theta[i], target(states, torch.tensor([i]).expand(len(states)))[1]])
-            rhat[i] = max(float(sampler.r_hat(theta[i][None, ..., k])) for k in range(16))
+            rhat[i] = max(float(ensemble.r_hat(theta[i][None, ..., k])) for k in range(16))
         print(f"R-hat {', '.join(f'{value:.3f}' for value in rhat)}", file=sys.stderr, flush=True)
     return theta, rhat
 
@@ -68,8 +61,8 @@ def main(target):
     model, people, guess = emulator.load(), population.load(), proposal.load()
     trial = galaxies(N, people, model, survey.load(), g, FLOOR)
     floor = likelihood.fractional_error(FLOOR, model).expand(26)
-    density = exact.Target(trial.flux, trial.flux_err, floor, guess, people, model)
-    chains, rhat = converged(density, N, streams.Streams(range(N)))
+    density = exact_engine.Target(trial.flux, trial.flux_err, floor, guess, people, model)
+    chains, rhat = converged(density, N, rng.Streams(range(N)))
     rows = []
     for i, chain in enumerate(chains):
         if rhat[i] >= CONVERGED:

@@ -23,7 +23,12 @@ from pathlib import Path
 import torch
 from engines import reason
 
-from popcosmos_lib import bands, cosmology, data, filters, parameters, pickles, provenance, release, store, tables, universe
+from popcosmos_lib.artefacts import data, provenance, store
+from popcosmos_lib.emulation import release, release_pickles
+from popcosmos_lib.galaxies import cosmology, parameters, universe
+from popcosmos_lib.survey import photometry
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 10, 100, 1000, 4000)
@@ -37,7 +42,9 @@ class Loop:
 
     def __init__(self):
         folder = data.shared("popcosmos_release/trained_models/photulator_models")
-        self.states = [pickles.tensors(pickles.read(folder / f"model_4x128_alsing20_{band}_cpu.pt")) for band in filters.COSMOS26]
+        self.states = [
+            release_pickles.tensors(release_pickles.read(folder / f"model_4x128_alsing20_{band}_cpu.pt")) for band in filters.COSMOS26
+        ]
 
     def recording(self):
         """The same, with weights that want gradients, as the released modules have them."""
@@ -134,7 +141,7 @@ def flux_errors(fused, galaxies):
     """Cost and error of the released flux errors, by the number of their steps, and the scatter of ln sigma."""
     errors = release.noise_model()
     with torch.no_grad():
-        magnitude = bands.asinh_magnitude(filters.flux_from_magnitude(fused.magnitudes(galaxies)), errors.softening)
+        magnitude = photometry.asinh_magnitude(filters.flux_from_magnitude(fused.magnitudes(galaxies)), errors.softening)
     u = torch.randn(magnitude.shape, generator=torch.Generator().manual_seed(1))
     exact, rows = errors.from_base(magnitude, u, steps=512).log(), []
     for steps in (16, 32, 64):

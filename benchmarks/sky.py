@@ -12,13 +12,15 @@ from pathlib import Path
 
 from engines import ROOT
 
-from popcosmos_lib import data, driver, provenance, samples, store, tables
+from popcosmos_lib.artefacts import data, provenance, store
+from popcosmos_lib.catalog import real_galaxies
+from popcosmos_lib.workflow import driver, tables
 
 
 def main(target, n=None):
     """Run the notebook, write ``target``, print the tables."""
     try:
-        for place in samples.FILES.values():
+        for place in real_galaxies.FILES.values():
             data.shared(place)
     except FileNotFoundError as missing:
         print(f"not measured: {missing}")

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from popcosmos_lib import diffusion, parameters, provenance, solvers, store, universe
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.density import diffusion, solvers
+from popcosmos_lib.galaxies import parameters, universe
 
 ROOT = Path(__file__).resolve().parents[1]
 N_GALAXIES, TRAINING, N_DECODED, N_DENSITY, N_JACOBIAN = 8_000, 6_000, 400, 200, 40

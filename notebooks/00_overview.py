@@ -25,8 +25,9 @@ n_galaxies: int = 2000  # galaxies of the consistency check
 import torch
 from IPython.display import Markdown
 
-from popcosmos_lib import pages, parameters, run, universe
 from popcosmos_lib.figures import validation
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.workflow import pages, run
 
 this = run.start("00_overview", profile=profile, seed=seed)
 

@@ -33,8 +33,11 @@ import time
 import numpy as np
 import torch
 
-from popcosmos_lib import cosmology, filters, fsps_backend, parameters, provenance, remnants, run, sps, universe
+from popcosmos_lib.artefacts import provenance
 from popcosmos_lib.figures import synthesis
+from popcosmos_lib.galaxies import cosmology, parameters, universe
+from popcosmos_lib.synthesis import filters, fsps_backend, remnants, sps
+from popcosmos_lib.workflow import run
 
 this = run.start("01_sps", profile=profile, seed=seed)
 synthesiser = sps.load(provider=ssp_provider, resolution=resolution)

@@ -49,10 +49,13 @@ import timeit
 import torch
 from IPython.display import Markdown
 
-from popcosmos_lib import emulator as emulators
-from popcosmos_lib import features, filters, lines, parameters, priors, release, run, spectra, sps, ssp, tables, universe
+from popcosmos_lib.emulation import emulator as emulators
+from popcosmos_lib.emulation import inputs, release, spectra, spectra_training
 from popcosmos_lib.figures import emulation
 from popcosmos_lib.figures import spectra as spectrum_figures
+from popcosmos_lib.galaxies import parameters, priors, universe
+from popcosmos_lib.synthesis import filters, lines, sps, ssp
+from popcosmos_lib.workflow import run, tables
 
 this = run.start("02_emulator", profile=profile, seed=seed)
 synthesiser, stars = sps.load(provider=ssp_provider), [ssp.load(ssp_provider)]
@@ -112,7 +115,7 @@ truth = synthesiser.magnitudes(test)
 # %%
 with torch.no_grad():
     _, continuum, in_lines = own.features(test)
-    estimate = features.magnitude(continuum + in_lines) + parameters.to_latent(test)[:, :1]
+    estimate = inputs.magnitude(continuum + in_lines) + parameters.to_latent(test)[:, :1]
     error, first = (torch.where(truth < emulators.FAINT, m - truth, torch.nan) for m in (model.magnitudes(test), estimate))
 sigma, sigma_first = emulators.robust_sigma(error), emulators.robust_sigma(first)
 sd = torch.stack([band[band.isfinite()].std() for band in error.T])
@@ -274,7 +277,7 @@ spectral_size = {"n_train": n_spectra, "steps": spectra_steps, "components": n_c
 
 
 def compute_spectra():
-    trained, history = spectra.train(synthesiser, generator=this.generator("spectra"), **spectral_size)
+    trained, history = spectra_training.train(synthesiser, generator=this.generator("spectra"), **spectral_size)
     return trained.state_dict(), trained.settings() | spectral_size | {"history": history}
 
 

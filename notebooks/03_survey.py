@@ -37,8 +37,13 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import filters, metrics, parameters, residuals, run, sps, survey, uncertainty, universe
+from popcosmos_lib import survey
 from popcosmos_lib.figures import survey as draw
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.population import metrics
+from popcosmos_lib.survey import joint_errors, uncertainty
+from popcosmos_lib.synthesis import filters, sps
+from popcosmos_lib.workflow import run
 
 this = run.start("03_survey", profile=profile, seed=seed)
 
@@ -125,7 +130,7 @@ def fit(components):
 
 settings = {"parameters": {"n_steps": n_steps}, "inputs": [mock]}
 kept = this.artefact("uncertainty_mixture", lambda: fit(2).state_dict(), version=2, **settings)
-mixture = residuals.from_state(kept.data)
+mixture = joint_errors.from_state(kept.data)
 
 # %% [markdown]
 # Then all 26 together: what the mean and the width of the one Gaussian leave over, (ln σ − mean)/width, is whitened and learned by a
@@ -133,7 +138,7 @@ mixture = residuals.from_state(kept.data)
 
 # %%
 def fit_joint():
-    model, history = residuals.train(flux[train], sigma[train], fit(1), n_joint, this.generator("uncertainty"))
+    model, history = joint_errors.train(flux[train], sigma[train], fit(1), n_joint, this.generator("uncertainty"))
     return model.state_dict(), {"loss": history.unflatten(0, (-1, 20)).mean(1).tolist()}
 
 

@@ -45,17 +45,22 @@ summary_steps: int = 120      # steps of summaries, as many as in the paper
 n_members: int = 4            # populations of the ensemble
 member_steps: int = 4_000     # training steps of each
 n_score: int = 20_000         # mock galaxies scored
-slack: float = 2.0            # factor on the bars of closure.BARS, which are for full
-max_unconverged: float = 0.02  # fraction of fits that could still gain more than likelihood.TOLERANCE [nat]
+slack: float = 2.0            # factor on the bars of closure_test.BARS, which are for full
+max_unconverged: float = 0.02  # fraction of fits that could still gain more than modes.TOLERANCE [nat]
 max_round_trip: float = 1.0e-3  # theta -> base noise -> theta, in units of the latent
 
 # %% tags=["setup"]
 import torch
 
-from popcosmos_lib import calibration, catalog, closure, emulator, hamiltonian, likelihood, parameters, population, priors, run, survey
+from popcosmos_lib import catalog, population, survey
+from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import calibration as draw
 from popcosmos_lib.figures import validation, with_units
-from popcosmos_lib.tables import benchmark
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population import calibration, chains, closure_test
+from popcosmos_lib.survey import modes
+from popcosmos_lib.workflow import run
+from popcosmos_lib.workflow.tables import benchmark
 
 this = run.start("04_calibration", profile=profile, seed=seed)
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,7 +115,7 @@ read = {"inputs": [mock, trained], "version": 3}
 
 def fitted(name):
     photometry = galaxies[name].flux.to(device), galaxies[name].flux_err.to(device)
-    return likelihood.maximum_posterior(*photometry, prior[name], net, this.generator(f"{name} fits"), **options)._asdict()
+    return modes.maximum_posterior(*photometry, prior[name], net, this.generator(f"{name} fits"), **options)._asdict()
 
 
 fits = {
@@ -132,7 +137,7 @@ assert converged.float().mean() > 1 - max_unconverged, "too many fits stopped sh
 def walked(name):
     photometry = [part.to(device) for part in (fits[name].data["theta"], galaxies[name].flux, galaxies[name].flux_err)]
     tools = {"emulator": net, "prior": prior[name], "generator": this.generator(f"{name} draws"), "floor": floor}
-    theta, acceptance = hamiltonian.posterior_draws(*photometry, trajectories=trajectories, **tools)
+    theta, acceptance = chains.posterior_draws(*photometry, trajectories=trajectories, **tools)
     return {"theta": theta, "acceptance": acceptance}
 
 
@@ -274,7 +279,7 @@ model = population.Population.from_state(final.data).to(device)
 # every test, and holds the published populations, those of `full`, to the bars themselves.
 
 # %%
-test = closure.Closure(held.flux, truth)
+test = closure_test.Closure(held.flux, truth)
 models = {"broad prior": priors.Broad(), "prior": priors.Prospector(), "start": population.Population.from_state(start.data)}
 models |= {name: one.population for name, one in found.items()}
 models |= {f"member {i + 1}": one for i, one in enumerate(population.Ensemble.from_state(members.data).members)}
@@ -293,7 +298,7 @@ scores, kept = ({name: pair[i] for name, pair in results.items()} for i in (0, 1
 scores["floor"] = test.floor(sample.flux, theta[train] if known else None, generator=this.generator("floor"), classifier=False)
 
 # %%
-worst = {bar.name: list(bar.scores) for bar in closure.BARS if bar.name not in ("classifier", "other parameters")}
+worst = {bar.name: list(bar.scores) for bar in closure_test.BARS if bar.name not in ("classifier", "other parameters")}
 for name, row in scores.items():
     parts = {label: max((abs(row[key]) for key in keys if key in row), default=None) for label, keys in worst.items()}
     this.report(**{name: ", ".join(f"{label} {value:.3f}" for label, value in parts.items() if value is not None)})
@@ -309,10 +314,10 @@ with torch.no_grad():
     log_p = model.log_prob(few)
 
 # %% tags=["nbval-check-output"]
-reached = closure.verdicts(scores[objective], slack)
+reached = closure_test.verdicts(scores[objective], slack)
 this.report(galaxies_fitted=len(converged), galaxies_drawn=len(found["posterior"].draws))
 this.report(fits_converged=f"more than {1 - max_unconverged:.0%}: {bool(converged.float().mean() > 1 - max_unconverged)}")
-for bar in closure.BARS:
+for bar in closure_test.BARS:
     if bar.name in reached:
         line = f"within {slack:g} times the bar of {bar.bar:g} {bar.unit}: {reached[bar.name] != 'missed'}"
         this.report(**{bar.name.replace(" ", "_"): line})
@@ -360,7 +365,7 @@ this.savefig(draw.redshifts(true_z, redshift["prior"], redshift["start"], redshi
 # 95 per cent of the differences between two samples as large as the held-out one; thin lines are the members of the ensemble.
 
 # %% tags=["figure"]
-said = [values.numpy() for values in closure.constraints(draws["prospector"].cpu(), kept["posterior"], kept["broad"])]
+said = [values.numpy() for values in closure_test.constraints(draws["prospector"].cpu(), kept["posterior"], kept["broad"])]
 clouds = [points.numpy() for points in (kept["start"] if truth is None else truth, kept["broad"], kept["posterior"])]
 names = ("truth, held out", "from the broad prior", "from the Prospector-like prior")
 this.savefig(validation.parameters(*clouds, labels, *said, names), "calibration_starts")

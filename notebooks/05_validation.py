@@ -25,7 +25,7 @@ seed: int = 5                # random seed
 weights: str = "published"   # emulator of notebook 02: published or trained
 calibrated: str = "published"  # populations and flux errors of notebooks 03 and 04: published (of the full profile) or trained
 n_galaxies: int = 20_000     # galaxies drawn from each model
-slack: float = 1.0           # factor on the bars of closure.BARS, which are for populations of full: smoke trains less
+slack: float = 1.0           # factor on the bars of closure_test.BARS, which are for populations of full: smoke trains less
 ensemble_slack: float = 1.2  # factor on these for the mixture of the ensemble: SFR at z > 1 is close to its bar, so chance decides
 min_gain: float = 3.0        # sliced W2 of the broad prior over that of the calibrated model, at least
 min_start_gain: float = 1.0  # the same of the start over that of the calibrated model
@@ -34,11 +34,16 @@ min_start_gain: float = 1.0  # the same of the start over that of the calibrated
 import numpy as np
 import torch
 
-from popcosmos_lib import calibration as calibrations
-from popcosmos_lib import closure, emulator, filters, metrics, parameters, population, priors, run, survey
+from popcosmos_lib import population, survey
+from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import calibration, validation, with_units
 from popcosmos_lib.figures import survey as survey_figures
-from popcosmos_lib.tables import benchmark
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population import calibration as calibrations
+from popcosmos_lib.population import closure_test, metrics
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import run
+from popcosmos_lib.workflow.tables import benchmark
 
 this = run.start("05_validation", profile=profile, seed=seed)
 mock = this.read("mock").data
@@ -55,7 +60,7 @@ table = mock[mock["select_r25"]]
 names = [parameters.NAMES, *([f"{kind}_{band}" for band in filters.SHORT] for kind in ("flux", "flux_err"))]
 theta, flux, flux_err = (torch.stack([torch.as_tensor(table[name].data) for name in columns], -1).float() for columns in names)
 held = ~torch.as_tensor(table["train"].data)
-test = closure.Closure(flux[held], theta[held])
+test = closure_test.Closure(flux[held], theta[held])
 
 # %% [markdown]
 # ## Nine models of it
@@ -101,17 +106,17 @@ for name, model in drawn.items():
 scores = {"floor": test.floor(flux[~held], theta[~held], generator=this.generator("floor"))}
 for name in drawn:
     scores[name] = test(seen[name].flux, kept[name], generator=this.generator("classifier"))
-closure.table(scores).pprint(max_lines=-1, max_width=-1)
+closure_test.table(scores).pprint(max_lines=-1, max_width=-1)
 
 # %%
-reached = closure.verdicts(scores["calibrated"], slack)
-mixture = closure.verdicts(scores["ensemble"], slack * ensemble_slack)
+reached = closure_test.verdicts(scores["calibrated"], slack)
+mixture = closure_test.verdicts(scores["ensemble"], slack * ensemble_slack)
 gain = {name: scores[name]["sliced_w2"] / scores["calibrated"]["sliced_w2"] for name in ("broad prior", "start")}
 
 # %% tags=["nbval-check-output"]
 this.report(held_out_galaxies=f"about {round(int(held.sum()), -2)}")
 this.report(sliced_W2_gain_over_broad_prior=f"at least {min_gain:g}: {gain['broad prior'] >= min_gain}")
-for bar in closure.BARS:
+for bar in closure_test.BARS:
     if bar.name in reached:
         line = f"within {slack:g} times the bar of {bar.bar:g} {bar.unit}: {reached[bar.name] != 'missed'}"
         this.report(**{bar.name.replace(" ", "_"): line})
@@ -119,8 +124,8 @@ for bar in closure.BARS:
 # %%
 this.report(
     galaxies=f"sky {int(held.sum())}, " + ", ".join(f"{name} {len(rows)}" for name, rows in kept.items()),
-    against_the_bars_of_full=", ".join(f"{name}: {verdict}" for name, verdict in closure.verdicts(scores["calibrated"]).items()),
-    the_ensemble=", ".join(f"{name}: {verdict}" for name, verdict in closure.verdicts(scores["ensemble"]).items()),
+    against_the_bars_of_full=", ".join(f"{name}: {verdict}" for name, verdict in closure_test.verdicts(scores["calibrated"]).items()),
+    the_ensemble=", ".join(f"{name}: {verdict}" for name, verdict in closure_test.verdicts(scores["ensemble"]).items()),
     gain_in_sliced_W2=", ".join(f"{value:.2f} over the {name}" for name, value in gain.items()),
 )
 
@@ -133,7 +138,7 @@ assert gain["start"] >= min_start_gain, "calibration must improve on what it sta
 
 # %% tags=["figure"]
 shown = {name: row for name, row in scores.items() if name != "broad prior"}
-this.savefig(calibration.closure(closure.BARS, shown), "validation_closure")
+this.savefig(calibration.closure(closure_test.BARS, shown), "validation_closure")
 
 # %% [markdown]
 # **Read it.** Left of the line is within the bar of the published model, left of the tick is the goal; inside the grey, a model cannot be
@@ -148,15 +153,15 @@ this.savefig(calibration.closure(closure.BARS, shown), "validation_closure")
 # %%
 large = {row["population"]: row for row in benchmark("closure")["rows"]}
 print(f"{large['calibrated']['n']} galaxies with r < 25 on either side")
-closure.table(large).pprint(max_lines=-1, max_width=-1)
+closure_test.table(large).pprint(max_lines=-1, max_width=-1)
 
 # %%
 distant = {name: rows[parameters.column(rows, "z") > 1] for name, rows in (("sky", theta[held]), ("calibrated", kept["calibrated"]))}
 for name in ("log10M_formed", "log10SFR_ratio6"):
     middle = {whose: float(parameters.column(rows, name).median()) for whose, rows in distant.items()}
     this.report(**{f"median_{name}_at_z_above_1": ", ".join(f"{whose} {value:.2f}" for whose, value in middle.items())})
-for name in closure.PUBLISHED:
-    assert "missed" not in closure.verdicts(large[name]).values(), f"what is published misses a bar on the larger sky: {name}"
+for name in closure_test.PUBLISHED:
+    assert "missed" not in closure_test.verdicts(large[name]).values(), f"what is published misses a bar on the larger sky: {name}"
 
 # %% [markdown]
 # Mass at z > 1 stays close to its bar there too: stars of the first seventh of a galaxy's life hide behind the younger ones, so their
@@ -171,7 +176,7 @@ for name in closure.PUBLISHED:
 # started from. Agreement alone says nothing of AGN and gas: the two priors are alike there.
 
 # %%
-said = closure.constraints(this.read("posterior_draws").data["theta"], kept["calibrated"], kept["broad start"])
+said = closure_test.constraints(this.read("posterior_draws").data["theta"], kept["calibrated"], kept["broad start"])
 this.report(
     decided_by_photometry=", ".join(name for name, yes in zip(parameters.NAMES, said.decided, strict=True) if yes),
     left_to_the_prior=", ".join(name for name, yes in zip(parameters.NAMES, said.decided, strict=True) if not yes),
@@ -180,7 +185,7 @@ this.report(
 )
 
 # %% tags=["nbval-check-output"]
-narrow = [name for name in ("z", "log10M_formed") if said.width[parameters.INDEX[name]] < closure.CONSTRAINED]
+narrow = [name for name in ("z", "log10M_formed") if said.width[parameters.INDEX[name]] < closure_test.CONSTRAINED]
 this.report(narrowed_by_photometry=", ".join(narrow))
 
 # %%
@@ -282,7 +287,7 @@ for i in range(sky.shape[1]):
 this.report(cumulative_variance_percent=" ".join(f"{100 * value:.1f}" for value in test.variance[:6].tolist()))
 
 # %% tags=["figure"]
-names = [f"{a}−{b}" for a, b in zip(closure.BROAD, closure.BROAD[1:], strict=False)]
+names = [f"{a}−{b}" for a, b in zip(closure_test.BROAD, closure_test.BROAD[1:], strict=False)]
 this.savefig(validation.components(test.variance.numpy(), test.vectors.numpy(), names, p.numpy(), curves), "validation_components")
 
 # %% [markdown]

@@ -38,9 +38,15 @@ import numpy as np
 import torch
 from astropy.table import Table, vstack
 
-from popcosmos_lib import catalog, data, filters, mocks, parameters, population, run, tomography, variance
+from popcosmos_lib import catalog, population
 from popcosmos_lib import survey as surveying
+from popcosmos_lib.artefacts import data
 from popcosmos_lib.figures import redshifts as draw
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.population import mocks
+from popcosmos_lib.survey import cosmic_variance, tomography
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import run
 
 this = run.start("06_redshifts", profile=profile, seed=seed)
 mock, area = this.read("mock"), this.read("mock").meta["area_deg2"]
@@ -157,13 +163,14 @@ binned = {title: {name: tomography.Binned(*(nz[f"{title}/{name}/{k}"] for k in t
 
 # %%
 middle = 0.5 * (z_edges[1:] + z_edges[:-1])
-relative = {title: variance.galaxies(which["truth"].z, which["truth"].log_mass, z_edges, field_area) for title, which in samples.items()}
+truths = {title: which["truth"] for title, which in samples.items()}
+relative = {title: cosmic_variance.galaxies(truth.z, truth.log_mass, z_edges, field_area) for title, truth in truths.items()}
 spread = {title: np.std([which[name].density for name in members], 0, ddof=1) for title, which in binned.items()}
 errors = {}
 for title, which in binned.items():
     (sky, sky_error, _), (model, model_error, _), (start, *_) = (which[name].moments for name in ("truth", "model", "start"))
     each = np.array([which[name].moments[0] for name in members])
-    cosmic = variance.of_mean(which["truth"].density, middle, relative[title])
+    cosmic = cosmic_variance.of_mean(which["truth"].density, middle, relative[title])
     found = {"model": model - sky, "start": start - sky, "mean of members": each.mean(0) - sky}
     found |= {"ensemble": each.std(0, ddof=1), "sampling": np.hypot(sky_error, model_error)}
     errors[title] = {name: value / (1 + sky) for name, value in (found | {"cosmic": cosmic}).items()}
@@ -178,7 +185,7 @@ for title, which in binned.items():
     within[title] = float((np.abs(which["model"].density[0] - which["truth"].density[0]) < 2 * sigma)[full].mean())
 areas = sorted([field_area, area, 10.0, 100.0])
 sample, sky_nz = samples[first]["truth"], binned[first]["truth"].density[0]
-by_area = [variance.of_mean(sky_nz, middle, variance.galaxies(sample.z, sample.log_mass, z_edges, size)) for size in areas]
+by_area = [cosmic_variance.of_mean(sky_nz, middle, cosmic_variance.galaxies(sample.z, sample.log_mass, z_edges, size)) for size in areas]
 passed = {title: surveying.select(observed, which["model"]) for title, which in cuts.items()}
 reached = passed[beyond].sum().item() / len(samples[beyond]["truth"].z)
 again = own.photometry(universe[passed[first]], this.generator("again")).selected.numpy()
@@ -257,7 +264,7 @@ if zcosmos:
     kept = {"sky": surveying.select(observed, "r<25 and i<22.5"), "model": surveying.select(photometry["model"], "r<25 and i<22.5")}
     sky = tomography.galaxies(universe[kept["sky"]], observed[kept["sky"]], filters.SHORT)
     model = parameters.column(theta["model"][kept["model"]], "z").numpy()
-    cosmic = variance.galaxies(sky.z, sky.log_mass, narrow, 1.7)  # zCOSMOS-bright covers 1.7 deg2
+    cosmic = cosmic_variance.galaxies(sky.z, sky.log_mass, narrow, 1.7)  # zCOSMOS-bright covers 1.7 deg2
     panels["$i < 22.5$"] = ("zCOSMOS-bright, secure", narrow, z, sky.z, model, cosmic)
     for name, values in {"zCOSMOS": z, "mock sky": sky.z, "model": model}.items():
         print(f"i < 22.5, {name}: {len(values)} galaxies, <z> = {values.mean():.3f}")
@@ -268,7 +275,7 @@ if templates:
     z = np.ma.filled(np.ma.asarray(real.table["lp_zBEST"]).astype(float), np.nan)
     z = z[(real.clean & surveying.select(real.flux, "r<25")).numpy() & (z > 0)]
     fine = np.linspace(0, 6, 121)
-    cosmic = variance.galaxies(sample.z, sample.log_mass, fine, field_area)
+    cosmic = cosmic_variance.galaxies(sample.z, sample.log_mass, fine, field_area)
     panels["$r < 25$"] = ("COSMOS2020, LePhare", fine, z, sample.z, samples[first]["model"].z, cosmic)
 
 # %%

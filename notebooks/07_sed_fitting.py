@@ -49,14 +49,20 @@ from functools import partial
 import numpy as np
 import torch
 
-from popcosmos_lib import cosmology, emulator, filters, inference, likelihood, metrics, parameters, proposal, run, sps, survey, trials
+from popcosmos_lib import survey
 from popcosmos_lib.catalog import from_table
-from popcosmos_lib.exact import ESS, KHAT
+from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import fits, with_units
-from popcosmos_lib.igm import transmission
-from popcosmos_lib.misfit import TESTS, UNLIKELY, combined
-from popcosmos_lib.population import Ensemble, Population, log_ratio
-from popcosmos_lib.tables import benchmark
+from popcosmos_lib.fitting import inference, proposal, sbc
+from popcosmos_lib.fitting.exact_engine import ESS, KHAT
+from popcosmos_lib.fitting.goodness_of_fit import TESTS, UNLIKELY, combined
+from popcosmos_lib.galaxies import cosmology, parameters
+from popcosmos_lib.population import Ensemble, Population, log_ratio, metrics
+from popcosmos_lib.survey import likelihood
+from popcosmos_lib.synthesis import filters, sps
+from popcosmos_lib.synthesis.igm import transmission
+from popcosmos_lib.workflow import run
+from popcosmos_lib.workflow.tables import benchmark
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
 inputs = [this.read("mock"), this.read("emulator", weights), this.read("population", calibrated), this.read("uncertainty", weights)]
@@ -121,10 +127,10 @@ assert gap <= max_gap, "the flow that stands for the population wastes draws: tr
 # any other galaxy, one band wrong by half a magnitude.
 
 # %%
-trial = trials.galaxies(n_trials, people, model, sky, this.generator("trials"), floor)
-fewer = trials.without(trials.Trial(*(x[:n_missing] for x in trial)), 5, this.generator("missing"))
-others = trials.galaxies(40 * n_planted, people, model, sky, this.generator("others"), floor)
-odd = {kind: trials.planted(kind, others, n_planted, this.generator(kind)) for kind in trials.ODDITIES}
+trial = sbc.galaxies(n_trials, people, model, sky, this.generator("trials"), floor)
+fewer = sbc.without(sbc.Trial(*(x[:n_missing] for x in trial)), 5, this.generator("missing"))
+others = sbc.galaxies(40 * n_planted, people, model, sky, this.generator("others"), floor)
+odd = {kind: sbc.planted(kind, others, n_planted, this.generator(kind)) for kind in sbc.ODDITIES}
 samples = {"26 bands": trial, "21 of 26 bands": fewer, **odd}
 tools = {"emulator": model, "population": people, "n_draws": n_draws, "seed": seed, "floor": floor}
 
@@ -155,14 +161,14 @@ score = {kind: {key.split("/")[1]: value for key, value in tests.data.items() if
 ranks, equal = {}, this.generator("equal")
 for kind in ("26 bands", "21 of 26 bands"):
     fit = inference.Result(score[kind]["draws"], score[kind]["weights"], None, "pop-cosmos")
-    ranks[kind] = trials.ranks(fit, samples[kind].theta, equal)
+    ranks[kind] = sbc.ranks(fit, samples[kind].theta, equal)
 uniform = all(float(rank.distance.max()) <= rank.limit for rank in ranks.values())
 trusted = min(float((score[kind]["khat"] < KHAT).float().mean()) for kind in ranks)
 effective = min(float((score[kind]["ess"] >= ESS).float().mean()) for kind in ranks)
 flagged = {kind: float(((values["flags"] & 32) > 0).float().mean()) for kind, values in score.items()}
-possible = {kind: trials.caught(odd[kind], model, floor).float().mean() for kind in trials.GALACTIC}
-reachable = float(np.mean([possible.get(kind, 1.0) for kind in trials.ODDITIES]))
-caught = float(np.mean([flagged[kind] for kind in trials.ODDITIES])) / reachable
+possible = {kind: sbc.caught(odd[kind], model, floor).float().mean() for kind in sbc.GALACTIC}
+reachable = float(np.mean([possible.get(kind, 1.0) for kind in sbc.ODDITIES]))
+caught = float(np.mean([flagged[kind] for kind in sbc.ODDITIES])) / reachable
 
 # %% tags=["nbval-check-output"]
 this.report(
@@ -209,7 +215,7 @@ this.savefig(fits.ranks(panels, parameters.LABELS, shown, ranks["26 bands"].limi
 
 # %% tags=["figure"]
 quality = {kind: (score[kind]["ess"].numpy(), score[kind]["khat"].numpy()) for kind in ranks}
-p = {kind: combined(*(score[kind][test] for test in TESTS)).numpy() for kind in ("26 bands", *trials.ODDITIES)}
+p = {kind: combined(*(score[kind][test] for test in TESTS)).numpy() for kind in ("26 bands", *sbc.ODDITIES)}
 this.savefig(fits.trust(quality, p, UNLIKELY, ESS, KHAT), "fit_trust")
 
 # %% [markdown]
@@ -375,12 +381,12 @@ for row in engines:
 
 # %%
 exact = next(row for row in engines if row["engine"] == "exact")
-print("exact engine, sigma from converged:", ", ".join(f"{name} {exact[name]:.2f}" for name in trials.FOLLOWED))
-missed = list(trials.missed(measured))
+print("exact engine, sigma from converged:", ", ".join(f"{name} {exact[name]:.2f}" for name in sbc.FOLLOWED))
+missed = list(sbc.missed(measured))
 assert not missed, f"the benchmark misses bars: {'; '.join(missed)}"
 
 # %% tags=["figure"]
-this.savefig(fits.cost(engines, trials.BARS["distance"]), "fit_cost")
+this.savefig(fits.cost(engines, sbc.BARS["distance"]), "fit_cost")
 
 # %% [markdown]
 # **Read it.** Marks are the rms over galaxies and the three quantities, lines span the three. A median of 400 effective draws has noise

@@ -37,10 +37,17 @@ import contextlib
 
 import torch
 
-from popcosmos_lib import catalog, data, emulator, filters, inference, metrics, photoz, population, proposal, release, run, samples, store
+from popcosmos_lib import catalog, population
+from popcosmos_lib.artefacts import data, store
+from popcosmos_lib.artefacts.provenance import sha256
+from popcosmos_lib.catalog import real_galaxies
+from popcosmos_lib.emulation import emulator, release
 from popcosmos_lib.figures import fits
-from popcosmos_lib.forward import faint
-from popcosmos_lib.provenance import sha256
+from popcosmos_lib.fitting import inference, photoz, proposal
+from popcosmos_lib.population import metrics
+from popcosmos_lib.survey.forward_model import faint
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import run
 
 this = run.start("08_photoz", profile=profile, seed=seed)
 mock, *inputs = this.read("mock"), this.read("emulator", weights), this.read("population", calibrated)
@@ -185,10 +192,10 @@ assert distance["pop-cosmos"] <= max_ks, "redshift posteriors are too wide, too 
 
 # %%
 real, files = {}, {}
-for name, place in samples.FILES.items():
+for name, place in real_galaxies.FILES.items():
     with contextlib.suppress(FileNotFoundError):
         files[name] = this.file(data.shared(place))
-        whole = getattr(samples, name)(files[name])
+        whole = getattr(real_galaxies, name)(files[name])
         rows = whole.z_spec.isfinite().nonzero()[:, 0]
         real[name] = whole.of(rows[torch.randperm(len(rows), generator=this.generator(name))[:n_real]].sort().values)
 jobs = {(name, prior, "ours"): sample for name, sample in real.items() for prior in inference.PRIORS}
@@ -202,7 +209,7 @@ with contextlib.suppress(FileNotFoundError):
 def observed():
     fitted = {}
     for (name, prior, engine), sample in jobs.items():
-        model = public if engine == "public" else sample.slots or tools["emulator"]
+        model = public if engine == "public" else sample.bandmap or tools["emulator"]
         fit = redshifts(sample.flux, sample.flux_err, prior, floor=sample.floor, emulator=model, id=sample.id)
         fitted |= {f"{name} {prior} {engine} {key}": value for key, value in fit.items()}
     return fitted | {"none": torch.zeros(1)}
@@ -285,7 +292,7 @@ alone = tools | {"guess": guesses["pop-cosmos"], "n_draws": 128}
 
 
 def refined(name):
-    sample, common = real[name], {"floor": real[name].floor, "emulator": real[name].slots or tools["emulator"]}
+    sample, common = real[name], {"floor": real[name].floor, "emulator": real[name].bandmap or tools["emulator"]}
     halves = this.generator(f"halves {name}")
     flux, flux_err, factor = photoz.cross_validated(sample.flux, sample.flux_err, sample.z_spec, halves, **(alone | common))
     fit = redshifts(flux, flux_err, "pop-cosmos", **common, id=sample.id)

@@ -30,8 +30,10 @@ max_sfr_error: float = 0.15    # median |median log SFR(model) - median log SFR(
 import numpy as np
 import torch
 
-from popcosmos_lib import parameters, population, relations, run, universe
+from popcosmos_lib import population
 from popcosmos_lib.figures import relations as draw
+from popcosmos_lib.galaxies import parameters, relations, universe
+from popcosmos_lib.workflow import run
 
 this = run.start("09_population", profile=profile, seed=seed)
 

@@ -28,8 +28,10 @@ max_model_offset: float = 0.25  # largest |limit of the model - limit of the moc
 # %% tags=["setup"]
 import torch
 
-from popcosmos_lib import parameters, population, relations, run, universe
+from popcosmos_lib import population
 from popcosmos_lib.figures import relations as draw
+from popcosmos_lib.galaxies import parameters, relations, universe
+from popcosmos_lib.workflow import run
 
 this = run.start("10_completeness", profile=profile, seed=seed)
 table = this.read("mock").data

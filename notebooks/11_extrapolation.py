@@ -31,8 +31,12 @@ max_colour: float = 0.05    # largest shift of a median colour inside r < 25 [ma
 import numpy as np
 import torch
 
-from popcosmos_lib import emulator, filters, parameters, population, run, survey
+from popcosmos_lib import population, survey
+from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import validation
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import run
 
 this = run.start("11_extrapolation", profile=profile, seed=seed)
 trained, _ = this.read("emulator", weights), this.read("uncertainty", calibrated)

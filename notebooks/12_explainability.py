@@ -36,8 +36,14 @@ import time
 import numpy as np
 import torch
 
-from popcosmos_lib import emulator, filters, likelihood, metrics, parameters, population, priors, run, sps, survey, transport
+from popcosmos_lib import population, survey
+from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import validation
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population import metrics, optimal_transport
+from popcosmos_lib.survey import likelihood
+from popcosmos_lib.synthesis import filters, sps
+from popcosmos_lib.workflow import run
 
 this = run.start("12_explainability", profile=profile, seed=seed)
 mock = this.read("mock").data
@@ -121,7 +127,7 @@ pit = float(np.median([metrics.ks(band) for band in rank.T]))
 
 # %%
 forward, distance = population.ForwardModel(net, errors), {}
-features = transport.Features(survey.asinh_magnitude(flux))
+features = optimal_transport.Features(survey.asinh_magnitude(flux))
 models = {"start": population.Population.from_state(this.read("population_start").data), "population": model}
 members = population.Ensemble.from_state(this.read("population_ensemble", calibrated).data).members
 models |= {f"member {i + 1}": member for i, member in enumerate(members)}
@@ -130,7 +136,7 @@ for name, one in models.items():
     with torch.no_grad():
         seen = forward(theta, forward.draws(n_cloud, this.generator(f"{name} noise")))
     cloud = features(survey.asinh_magnitude(seen.flux[seen.selected]))
-    distance[name] = float(transport.sliced_wasserstein(cloud, features(survey.asinh_magnitude(flux))))
+    distance[name] = float(optimal_transport.sliced_wasserstein(cloud, features(survey.asinh_magnitude(flux))))
 gain = {name: distance["start"] / value for name, value in distance.items()}
 
 

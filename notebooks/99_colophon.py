@@ -23,7 +23,8 @@ seed: int = 99         # unused by the page itself; every record has one
 # %% tags=["setup"]
 from astropy.table import Table
 
-from popcosmos_lib import notebook, provenance, run
+from popcosmos_lib.artefacts import provenance
+from popcosmos_lib.workflow import notebook, run
 
 this = run.start("99_colophon", profile=profile, seed=seed)
 records = {name: run.record(name, profile) for name in notebook.names() if name != this.name}

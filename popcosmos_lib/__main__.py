@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def _run(options):
-    from popcosmos_lib import driver, notebook
+    from popcosmos_lib.workflow import driver, notebook
 
     name = Path(options.notebook).stem
     if not notebook.path(name).exists():
@@ -21,7 +21,8 @@ def _run(options):
 def _mock(options):
     import torch
 
-    from popcosmos_lib import catalog, mocks
+    from popcosmos_lib import catalog
+    from popcosmos_lib.population import mocks
 
     made = mocks.load(options.survey, options.selection, profile=options.profile)
     catalog.write(options.out, made.tables(options.n, torch.Generator().manual_seed(options.seed)))
@@ -31,11 +32,11 @@ def _mock(options):
 def _fit(options):
     from pyarrow import parquet
 
-    from popcosmos_lib import columns, fitting, plausibility, schema, sources
+    from popcosmos_lib.catalog import batch, columns, dry_run, readers, schema
 
     if options.dry_run:
-        source = sources.load(options.catalogue)
-        for line in plausibility.report(source, columns.resolve(source, options.columns), options.profile):
+        source = readers.load(options.catalogue)
+        for line in dry_run.report(source, columns.resolve(source, options.columns), options.profile):
             print(line)
         return
     if options.out is None:
@@ -44,9 +45,9 @@ def _fit(options):
 
     out, plots = Path(options.out), Path(options.plots or Path(options.out).with_suffix(".pdf"))
     catalogues.check(plots)
-    settings = fitting.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
+    settings = batch.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
     work = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
-    rows, failed = fitting.run(options.catalogue, out, settings=settings, **work)
+    rows, failed = batch.run(options.catalogue, out, settings=settings, **work)
     catalogues.write(out, plots)
     print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")
     flags = parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
@@ -56,37 +57,37 @@ def _fit(options):
 
 
 def _data(options):
-    from popcosmos_lib import data
+    from popcosmos_lib.artefacts import data
 
     return data.main(options.id)
 
 
 def _figures(options):
-    from popcosmos_lib import publish
+    from popcosmos_lib.workflow import publish
 
     publish.figures(options.profile)
 
 
 def _copies(options):
-    from popcosmos_lib import publish
+    from popcosmos_lib.workflow import publish
 
     publish.copies()
 
 
 def _refs(options):
-    from popcosmos_lib import publish
+    from popcosmos_lib.workflow import publish
 
     publish.references()
 
 
 def _weights(options):
-    from popcosmos_lib import publish
+    from popcosmos_lib.workflow import publish
 
     publish.weights(options.names)
 
 
 def _tables(options):
-    from popcosmos_lib import pages
+    from popcosmos_lib.workflow import pages
 
     pages.update()
 
@@ -117,7 +118,9 @@ def main(words=None):
     fit = command(_fit, "posteriors of your own catalogue: redshift, mass and the other parameters, one row a galaxy")
     fit.add_argument("catalogue", help="FITS, Parquet, CSV or ECSV file, or the folder of a HATS catalogue")
     fit.add_argument("--out", help="Parquet file to write; a run that was killed goes on from <out>.parts")
-    fit.add_argument("--columns", metavar="map.yaml", help="what the columns mean, see popcosmos_lib/columns.py (default: by their names)")
+    fit.add_argument(
+        "--columns", metavar="map.yaml", help="what the columns mean, see popcosmos_lib/catalog/columns.py (default: by their names)"
+    )
     fit.add_argument("--dry-run", action="store_true", help="only print what was understood, and each band beside the model")
     fit.add_argument("--prior", choices=["pop-cosmos", "prospector"], default="pop-cosmos", help="(default: pop-cosmos)")
     fit.add_argument("--engine", choices=["exact", "ensemble"], default="exact", help="(default: exact)")
@@ -126,7 +129,7 @@ def main(words=None):
     fit.add_argument("--chunk", type=int, default=256, metavar="N", help="galaxies fitted and saved at a time (default: 256)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fit.add_argument("--workers", type=int, default=cores, metavar="N", help="processes on this machine, through Dask (default: its cores)")
-    fit.add_argument("--scheduler", metavar="tcp://...", help="Dask scheduler of a cluster; for SLURM see popcosmos_lib/cluster.py")
+    fit.add_argument("--scheduler", metavar="tcp://...", help="Dask scheduler of a cluster; for SLURM see popcosmos_lib/catalog/cluster.py")
     fit.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     fit.add_argument("--profile", **published)
     command(_data, "list the data, or fetch one item").add_argument("id", nargs="?", help="item of data_manifest.yaml to download")

@@ -27,7 +27,8 @@ def galaxies(n, generator):
     """
     import torch
 
-    from popcosmos_lib import parameters, ssp, universe
+    from popcosmos_lib.galaxies import parameters, universe
+    from popcosmos_lib.synthesis import ssp
 
     theta = universe.sample(n, generator).double()
     u = torch.rand(2, n, generator=generator, dtype=torch.float64)
@@ -49,7 +50,8 @@ def differences(theta, folder, resolution=None, same_z=False):
     ndarray of shape (n_counted,)
         In float64 [mag].
     """
-    from popcosmos_lib import filters, parameters, sps
+    from popcosmos_lib.galaxies import parameters
+    from popcosmos_lib.synthesis import filters, sps
 
     bands = filters.load("cosmos")
     theirs, _ = magnitudes(theta, bands, folder, resolution, same_z)
@@ -89,7 +91,8 @@ def magnitudes(theta, bands, folder, resolution=None, same_z=False):
     RuntimeError
         If the process fails; with the end of what it said.
     """
-    from popcosmos_lib import parameters, ssp
+    from popcosmos_lib.galaxies import parameters
+    from popcosmos_lib.synthesis import ssp
 
     copy(folder)
     theta = theta.double()

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from popcosmos_lib.lines import CALIBRATED
+from popcosmos_lib.synthesis.lines import CALIBRATED
 
 LIGHT, PLANCK, BOLTZMANN, STEFAN, LSUN = 2.99792458e18, 6.62607e-27, 1.380649e-16, 5.670374e-5, 3.839e33  # Angstrom/s, then cgs
 METALS = [f"m{z:.2f}" for z in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)] + ["p0.00", "p0.25", "p0.50"]
@@ -26,7 +26,7 @@ def band(index):
 
 def weights(row):
     """For a worker of ``fsps_backend``: mass that FSPS gives to its ages [log yr], and its magnitudes of toy_040 and toy_070 at 10 pc."""
-    from popcosmos_lib import fsps_backend
+    from popcosmos_lib.synthesis import fsps_backend
 
     population, age = fsps_backend.population(), fsps_backend._apply(row)
     population.get_spectrum(tage=age)

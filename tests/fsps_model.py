@@ -9,7 +9,8 @@ import fsps_home
 import numpy as np
 import torch
 
-from popcosmos_lib import cosmology, filters, igm, parameters, sps, universe
+from popcosmos_lib.galaxies import cosmology, parameters, universe
+from popcosmos_lib.synthesis import filters, igm, sps
 
 __all__ = ["OFF", "composite", "dust_emission", "magnitudes", "nebular", "population", "synthesiser", "torus"]
 
@@ -65,7 +66,7 @@ def nebular(reference, grid, theta):
 
 
 def dust_emission(reference, grid, theta, without=("agn",)):
-    """Light of the dust: ``bands`` clear of lines and of the Lyman series, and ``infrared`` spectra from 30 micron to 1 mm, all in mag."""
+    """Dust light: ``photometry`` clear of lines and of the Lyman series, and ``infrared`` spectra from 30 micron to 1 mm, all in mag."""
     bands = reference.filters
     wave, light, _ = reference.spectrum(theta, without=without)
     theirs = _through(bands, theta, wave, light)

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import filters, fitting, inference, parameters
+from popcosmos_lib.catalog import batch
+from popcosmos_lib.fitting import inference
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.synthesis import filters
 
 __all__ = ["POISON", "fit", "mock", "work"]
 
@@ -55,4 +58,4 @@ def mock(n, seed=1):
 
 def work(path, out, chunk):
     """A whole run with this stand-in, for a process that may be killed."""
-    fitting.run(path, out, settings=fitting.Settings(draws=3), chunk=chunk, fit=fit)
+    batch.run(path, out, settings=batch.Settings(draws=3), chunk=chunk, fit=fit)

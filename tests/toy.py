@@ -4,7 +4,9 @@ import math
 
 import torch
 
-from popcosmos_lib import filters, likelihood, parameters, priors
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.survey import likelihood
+from popcosmos_lib.synthesis import filters
 
 __all__ = ["Colours", "Normal", "Sky", "Toy", "observed"]
 

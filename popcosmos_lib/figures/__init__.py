@@ -1,6 +1,6 @@
 """Figures: one look, two widths, saved by declared id.
 
-Importing this package applies ``resources/popcosmos.mplstyle``. The modules beside this file hold the functions (data in, ``Figure`` out);
+Importing this package applies ``popcosmos.mplstyle``. The modules beside this file hold the functions (data in, ``Figure`` out);
 ``save`` writes a figure that ``figures/figures.yaml`` declares, with no date and no path in the file, so equal figures are equal bytes.
 """
 
@@ -11,14 +11,14 @@ import matplotlib.pyplot as plt
 import yaml
 from PIL import Image
 
-from popcosmos_lib import provenance, store
+from popcosmos_lib.artefacts import provenance, store
 
 __all__ = ["COLOURS", "DOUBLE", "SINGLE", "declared", "folder", "preview", "save", "with_units"]
 
 SINGLE = 3.32  # one MNRAS column [in]
 DOUBLE = 6.97  # the text width [in]
 
-plt.style.use(Path(__file__).resolve().parent.parent / "resources" / "popcosmos.mplstyle")
+plt.style.use(Path(__file__).resolve().with_name("popcosmos.mplstyle"))
 COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # Okabe-Ito: blue, vermilion, green, purple, orange, sky, yellow, black
 
 # units of logarithms, as papers write them

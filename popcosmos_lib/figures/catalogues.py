@@ -6,12 +6,15 @@ import pyarrow.parquet
 import torch
 from matplotlib.colors import LogNorm
 
-from popcosmos_lib import figures, misfit, schema, store
-from popcosmos_lib.exact import ESS, KHAT
+from popcosmos_lib import figures
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.catalog import schema
+from popcosmos_lib.fitting import goodness_of_fit
+from popcosmos_lib.fitting.exact_engine import ESS, KHAT
 
 __all__ = ["check", "page", "read", "write"]
 
-_COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", *misfit.TESTS, "flags"]
+_COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", *goodness_of_fit.TESTS, "flags"]
 _ROWS = 2_000_000  # galaxies that a page is drawn from, of larger catalogues evenly spaced row groups
 _BLUE, _RED = figures.COLOURS[:2]
 
@@ -51,8 +54,8 @@ def page(table, title):
     _quality(third, np.log10(table["ess"].clip(1)), np.log10(ESS), f"above {ESS:g}", r"$\log_{10}$ effective draws")
     _quality(fourth, table["khat"].clip(-1, 2), KHAT, f"below {KHAT}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
-    p = misfit.combined(*(torch.tensor(table[name]) for name in misfit.TESTS)).numpy()
-    _quality(sixth, p, misfit.UNLIKELY, f"below {misfit.UNLIKELY}", "chance of a worse fit")
+    p = goodness_of_fit.combined(*(torch.tensor(table[name]) for name in goodness_of_fit.TESTS)).numpy()
+    _quality(sixth, p, goodness_of_fit.UNLIKELY, f"below {goodness_of_fit.UNLIKELY}", "chance of a worse fit")
     return fig
 
 
@@ -131,7 +134,7 @@ def write(path, target):
     Parameters
     ----------
     path : Path
-        Parquet file as ``fitting.run`` writes it.
+        Parquet file as ``batch.run`` writes it.
     target : Path
         PDF file; it is replaced.
     """

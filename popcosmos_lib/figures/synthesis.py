@@ -6,8 +6,9 @@ import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from popcosmos_lib import filters, igm, parameters
 from popcosmos_lib.figures import COLOURS, DOUBLE
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.synthesis import filters, igm
 
 __all__ = ["bands", "components", "effects", "histories", "observed"]
 

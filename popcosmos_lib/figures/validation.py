@@ -158,7 +158,7 @@ def parameters(truth, prior, model, labels, width, apart, decided, names=("truth
     labels : list of str
         Axis labels.
     width, apart : ndarray of shape (16,)
-        Posterior over prior width, see ``closure.widths``; KS distance of two calibrations from two priors.
+        Posterior over prior width, see ``closure_test.widths``; KS distance of two calibrations from two priors.
     decided : ndarray of shape (16,), bool
         Whether photometry decides.
     names : sequence of str

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from popcosmos_lib import notebook, pages, publish
+from popcosmos_lib.workflow import notebook, pages, publish
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"fast": ROOT / "notebooks", "smoke": ROOT / "tests" / "notebooks" / "reference"}
@@ -57,7 +57,8 @@ def test_tables_are_generated(page):
 
 
 def test_the_manifest_matches_the_figures():
-    from popcosmos_lib import figures, provenance
+    from popcosmos_lib import figures
+    from popcosmos_lib.artefacts import provenance
 
     manifest = json.loads((ROOT / "figures" / "manifest.json").read_text())
     assert set(manifest) == set(figures.declared()), "`make figures`"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from popcosmos_lib import figures, notebook
+from popcosmos_lib import figures
+from popcosmos_lib.workflow import notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [name for name in notebook.names() if name not in ("00_overview", "99_colophon")]

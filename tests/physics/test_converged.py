@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import emulator, exact, flows, forward, inference, likelihood, parameters, population, proposal, tables
+from popcosmos_lib import population
+from popcosmos_lib.density import flows
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.fitting import exact_engine, inference, proposal
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.survey import forward_model, likelihood
+from popcosmos_lib.workflow import tables
 
 FOLLOWED = ("z", "log10M_formed", "log10SFR")
 
@@ -45,7 +51,7 @@ def test_density_is_likelihood_times_a_unit_normal_in_base_noise():
     net, law, guess = emulator.load(), population.load(), proposal.load()
     row, floor = tables.benchmark("reference")["rows"][0], likelihood.fractional_error(0.01, net).expand(26)
     data = torch.tensor([row["flux"]]), torch.tensor([row["flux_err"]])
-    target = exact.Target(*data, floor, guess, law, net)
+    target = exact_engine.Target(*data, floor, guess, law, net)
     for w in 0.7 * torch.randn(2, 16, generator=torch.Generator().manual_seed(14)):
 
         def base(w):
@@ -57,6 +63,6 @@ def test_density_is_likelihood_times_a_unit_normal_in_base_noise():
             log_p = log_p + population.log_ratio(law, theta, lambda phi, theta=theta: guess.log_prior(phi, theta))
             u = base(w)
             magnitude = likelihood.photometry(net, law.from_base(u[None]))
-            log_l = likelihood.log_likelihood(magnitude, *data, floor) - forward.log_passing(magnitude, *data, floor)
+            log_l = likelihood.log_likelihood(magnitude, *data, floor) - forward_model.log_passing(magnitude, *data, floor)
         volume = torch.linalg.slogdet(torch.autograd.functional.jacobian(base, w, vectorize=True).double()).logabsdet
         assert float(log_p) == pytest.approx(float(log_l + flows.log_normal(u) + volume), abs=0.1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from astropy.cosmology import Planck18
 
-from popcosmos_lib import cosmology
+from popcosmos_lib.galaxies import cosmology
 
 Z = np.array([1e-4, 0.0013, 0.05, 0.7, 1.99951, 3.3333, 6.0, 12.0])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import filters
+from popcosmos_lib.synthesis import filters
 
 # survey: (published wavelengths [Angstrom], which wavelength is meant, relative tolerance: one, or one per band)
 PUBLISHED = {

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import dust, features, filters, fsps_backend, igm, lines, parameters, sps, ssp, universe
+from popcosmos_lib.emulation import inputs
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import dust, filters, fsps_backend, igm, lines, sps, ssp
 
 Z = parameters.INDEX["z"]
 
@@ -272,7 +274,7 @@ def test_the_tables_of_the_emulator_hold_the_gas_that_shines_out_of_the_clouds(h
     synthesiser = sps.load(["hsc_r"], provider="fsps")
     theta = galaxies(8, z=0.5, dust2=0.3, dust1_fraction=torch.linspace(0.0, 2.0, 8))
     theta = theta.float()
-    ours = features.Features(features.tabulate(synthesiser)).lines(theta)
+    ours = inputs.Features(inputs.tabulate(synthesiser)).lines(theta)
     theirs = synthesiser.lines(theta)[:, lines.matched(synthesiser.line_wave)] / 1e10
     strong = theirs[0] > 1e-3 * theirs[0].max()
     assert strong.sum() >= 4

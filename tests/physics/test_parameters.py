@@ -7,7 +7,7 @@ import pytest
 import torch
 from astropy.cosmology import Planck18
 
-from popcosmos_lib import parameters, universe
+from popcosmos_lib.galaxies import parameters, universe
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import filters, passbands
+from popcosmos_lib.synthesis import filters
 
 WAVE = torch.as_tensor(np.geomspace(300.0, 1e7, 3125))
 
@@ -16,7 +16,7 @@ def bands():
 
 @pytest.fixture(scope="module")
 def through(bands):
-    return passbands.Passbands(bands, WAVE).double()
+    return filters.Passbands(bands, WAVE).double()
 
 
 @pytest.fixture(scope="module")

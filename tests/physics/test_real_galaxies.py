@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import catalog, emulator, inference, metrics, parameters, population, release, store, survey
+from popcosmos_lib import catalog, population, survey
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.emulation import emulator, release
+from popcosmos_lib.fitting import inference
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.population import metrics
 
 FILE = Path(os.environ.get("POPCOSMOS_DATA", ""), "cosmos2020", "cosmos2020_classic_26band_allz.fits")
 if not FILE.is_file():  # the folder of the data files may lie one level down

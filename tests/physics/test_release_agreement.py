@@ -5,7 +5,9 @@ import os
 import pytest
 import torch
 
-from popcosmos_lib import filters, release, sps, universe
+from popcosmos_lib.emulation import release
+from popcosmos_lib.galaxies import universe
+from popcosmos_lib.synthesis import filters, sps
 
 pytestmark = pytest.mark.skipif("POPCOSMOS_DATA" not in os.environ, reason="needs the released networks: set POPCOSMOS_DATA")
 

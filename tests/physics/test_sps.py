@@ -5,7 +5,8 @@ import pytest
 import torch
 from astropy.cosmology import Planck18
 
-from popcosmos_lib import dust, filters, igm, parameters, sps, ssp, universe
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import dust, filters, igm, sps, ssp
 
 LIGHT = 2.99792458e18  # Angstrom / s
 LSUN = 3.828e33  # erg / s

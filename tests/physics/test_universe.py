@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import cosmology, parameters, relations, universe
+from popcosmos_lib.galaxies import cosmology, parameters, relations, universe
 
 
 @pytest.fixture(scope="module")

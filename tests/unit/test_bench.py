@@ -9,8 +9,12 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import emulator, features, pages, priors, sps, store, tables, universe
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.emulation import emulator, inputs, photulator_training
 from popcosmos_lib.figures import emulation
+from popcosmos_lib.galaxies import priors, universe
+from popcosmos_lib.synthesis import sps
+from popcosmos_lib.workflow import pages, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = DEVICE | {"rounds": 3}
@@ -92,10 +96,10 @@ def test_labels_of_the_figure_do_not_overlap(shown):
 
 def test_each_choice_changes_its_row_and_no_other(variants, monkeypatch):
     synthesiser, generator = sps.load(["hsc_g", "NB816.SuprimeCam", "irac1_cosmos"]), torch.Generator().manual_seed(1)
-    known = features.tabulate(synthesiser)
-    monkeypatch.setattr(emulator, "tabulate", lambda _: known)
-    monkeypatch.setattr(emulator, "_HELD_OUT", 100)
-    monkeypatch.setattr(emulator, "_ENTRIES", 1)
+    known = inputs.tabulate(synthesiser)
+    monkeypatch.setattr(photulator_training, "tabulate", lambda _: known)
+    monkeypatch.setattr(photulator_training, "_HELD_OUT", 100)
+    monkeypatch.setattr(photulator_training, "_ENTRIES", 1)
     monkeypatch.setattr(variants, "ROUNDS", 1)
     monkeypatch.setattr(variants, "SIZE", {"n_train": 800, "steps": 40, "hidden": (16, 16)})
     galaxies, corners = universe.sample(400, generator), priors.Broad().sample(400, generator)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import filters, igm, tables
-from popcosmos_lib.samples import Sample
+from popcosmos_lib.catalog.real_galaxies import Sample
+from popcosmos_lib.synthesis import filters, igm
+from popcosmos_lib.workflow import tables
 
 TRUTH = (0.3, 0.6, 0.9)
 

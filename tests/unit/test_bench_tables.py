@@ -9,7 +9,12 @@ import pytest
 import torch
 from scripts import DEVICE, script
 
-from popcosmos_lib import closure, emulator, filters, pages, population, survey, tables, trials
+from popcosmos_lib import population, survey
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.fitting import sbc
+from popcosmos_lib.population import closure_test
+from popcosmos_lib.synthesis import filters
+from popcosmos_lib.workflow import pages, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,8 +126,8 @@ def test_the_published_population_is_within_its_bars_on_a_large_sky():
     result = committed("closure")
     rows = {row["population"]: row for row in result["rows"]}
     assert list(rows) == ["floor", "prior", "broad start", "ensemble", "calibrated"] and result["n"] > 40_000
-    for name in closure.PUBLISHED:
-        assert "missed" not in closure.verdicts(rows[name]).values(), name
+    for name in closure_test.PUBLISHED:
+        assert "missed" not in closure_test.verdicts(rows[name]).values(), name
     table = tables.closure(result)
     assert "| missed |" not in table and "broad start" in table and f"{result['n']:,} galaxies" in table
 
@@ -169,14 +174,14 @@ def test_table_of_inference_shows_what_is_missing_and_what_is_missed():
     assert "| 26 bands | 9 | 100.0% | 90.0% | 10.0% | 0.200 | 0.300 | 0.250 | 0.300 | 1.50 | - | 4.0% |" in text
     assert "| star | 5 | 80% | - |" in text
     assert "| fine | 1.00 | 0.05 | 0.04 | 0.06 | 0.20 | 0.30 | 0.0100 | 0% |" in text and "not installed" in text
-    problems = list(trials.missed(content))
+    problems = list(sbc.missed(content))
     assert len(problems) == 3, "too few effective draws, ranks beyond the limit, stars that pass"
     assert any("effective" in line for line in problems) and any("0.300" in line for line in problems)
     gate |= {"effective": 0.96, "ranks": [0.1, 0.2, 0.2]}
     odd["flagged"] = 0.95
-    assert not list(trials.missed(content))
+    assert not list(sbc.missed(content))
     exact = row | {"engine": "exact", "log10SFR": 0.2}
     lost = content | {"rows": [exact, {"engine": "exact, 5 x the draws", "missing": "it broke"}]}
-    assert len(list(trials.missed(lost))) == 2, "a quantity too far from converged, and a row that is not there"
+    assert len(list(sbc.missed(lost))) == 2, "a quantity too far from converged, and a row that is not there"
     gate |= {"gpu_ms": 80.0, "flagged": 0.06}
-    assert len(list(trials.missed(content))) == 2
+    assert len(list(sbc.missed(content))) == 2

@@ -8,23 +8,14 @@ import torch
 from astropy.table import Table
 from toy import Colours
 
-from popcosmos_lib import (
-    calibration,
-    catalog,
-    em,
-    emulator,
-    filters,
-    likelihood,
-    lines,
-    parameters,
-    population,
-    summaries,
-    survey,
-    transport,
-    universe,
-)
-from popcosmos_lib.bands import asinh_magnitude
-from popcosmos_lib.checkpoint import Checkpoint
+from popcosmos_lib import catalog, population, survey
+from popcosmos_lib.artefacts.checkpoint import Checkpoint
+from popcosmos_lib.emulation import emulator
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.population import calibration, expectation_maximisation, optimal_transport, summary_statistics
+from popcosmos_lib.survey import likelihood
+from popcosmos_lib.survey.photometry import asinh_magnitude
+from popcosmos_lib.synthesis import filters, lines
 
 
 @pytest.fixture
@@ -68,7 +59,7 @@ QUICK = {"iterations": 20, "batch": 256, "lr": 1e-3, "every": 4}
 def test_transport_of_a_shift_is_the_shift():
     """Moved by d in every band, magnitudes are at d over their spread, colours do not move."""
     rows = torch.randn(4000, 26, generator=torch.Generator().manual_seed(1)).double() * 2 + 24
-    loss = transport.Transport(rows)
+    loss = optimal_transport.Transport(rows)
     magnitudes, colours = loss.parts(rows + 0.1)
     # of a unit direction w the projection moves by sum(w) d / sd, whose mean square over directions is d^2 / sd^2
     assert float(magnitudes) == pytest.approx(0.05, rel=0.1) and float(colours) < 1e-9
@@ -77,7 +68,11 @@ def test_transport_of_a_shift_is_the_shift():
 
 def test_loss_of_the_catalogue_itself_is_zero_and_has_a_gradient_elsewhere(sky):
     magnitude = asinh_magnitude(sky.flux[:200])
-    for loss in (transport.Transport(magnitude), summaries.Summaries(magnitude), transport.Transport(magnitude, "sinkhorn")):
+    for loss in (
+        optimal_transport.Transport(magnitude),
+        summary_statistics.Summaries(magnitude),
+        optimal_transport.Transport(magnitude, "sinkhorn"),
+    ):
         moved = (magnitude + 0.1).requires_grad_()
         assert float(loss(magnitude)) < 2e-3
         assert loss(moved) > 10 * loss(magnitude)
@@ -87,26 +82,26 @@ def test_loss_of_the_catalogue_itself_is_zero_and_has_a_gradient_elsewhere(sky):
 
 def test_summaries_of_independent_normals(rng):
     x = torch.randn(40_000, 50, generator=rng, dtype=torch.float64)
-    values = summaries.summary(x)
+    values = summary_statistics.summary(x)
     assert values.shape == (2275,)
     mean, sd, correlation, percentile = values.split([50, 50, 1225, 950])
     assert mean.abs().max() < 0.02 and (sd - 1).abs().max() < 0.02 and correlation.abs().max() < 0.03
-    expected = torch.special.ndtri(summaries.PERCENTILES.double())
+    expected = torch.special.ndtri(summary_statistics.PERCENTILES.double())
     assert (percentile.view(19, 50) - expected[:, None]).abs().max() < 0.04
 
 
 def test_summaries_are_the_fifty_features_of_the_paper():
     flat = torch.arange(26.0)[None]
-    colours = summaries.features(flat)[0, 26:]
+    colours = summary_statistics.features(flat)[0, 26:]
     assert colours.shape == (24,)
-    names = [(filters.SHORT[int(a)], filters.SHORT[int(b)]) for a, b in summaries._PAIRS]
+    names = [(filters.SHORT[int(a)], filters.SHORT[int(b)]) for a, b in summary_statistics._PAIRS]
     assert names[0] == ("u", "g") and ("Ks", "Ch1") in names and ("IB709", "NB711") in names and ("NB816", "IB827") in names
-    assert (colours == torch.tensor([float(a - b) for a, b in summaries._PAIRS])).all()
+    assert (colours == torch.tensor([float(a - b) for a, b in summary_statistics._PAIRS])).all()
 
 
 def test_unknown_distance_is_named():
     with pytest.raises(ValueError, match="sliced, sinkhorn"):
-        transport.Transport(torch.ones(3, 26), "energy")
+        optimal_transport.Transport(torch.ones(3, 26), "energy")
 
 
 # The call
@@ -291,7 +286,7 @@ def test_injected_zero_points_and_lines_are_found(bright):
 
 
 def posteriors(flux, flux_err, *, forward, start, generator, checkpoint=None, spread=0.05):
-    """Stands for ``em.posteriors``, which has tests of its own: draws scattered about galaxies of the start."""
+    """Stands for ``expectation_maximisation.posteriors``, which has tests of its own: draws scattered about galaxies of the start."""
     theta = start[torch.randint(len(start), (len(flux), 1), generator=generator).expand(-1, 4)].clone()
     theta[..., 1] = (theta[..., 1] + spread * torch.randn(theta.shape[:2], generator=generator)).clamp(-1.97, 0.18)
     return types.SimpleNamespace(theta=theta, history={"evidence": [1.0, 2.0]})
@@ -299,7 +294,7 @@ def posteriors(flux, flux_err, *, forward, start, generator, checkpoint=None, sp
 
 @pytest.fixture
 def draws_of_the_start(monkeypatch):
-    monkeypatch.setattr(em, "posteriors", posteriors)
+    monkeypatch.setattr(expectation_maximisation, "posteriors", posteriors)
 
 
 def test_posterior_learns_the_draws_then_transports(draws_of_the_start, forward, sky, galaxies, tmp_path):

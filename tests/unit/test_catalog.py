@@ -6,7 +6,9 @@ import torch
 from astropy import units
 from astropy.table import MaskedColumn, Table
 
-from popcosmos_lib import catalog, data, filters, survey
+from popcosmos_lib import catalog, survey
+from popcosmos_lib.artefacts import data
+from popcosmos_lib.synthesis import filters
 
 N = 6
 R, KS, CH1 = filters.SHORT.index("r"), filters.SHORT.index("Ks"), filters.SHORT.index("Ch1")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import standin
 
-from popcosmos_lib import figures, fitting, schema
+from popcosmos_lib import figures
+from popcosmos_lib.catalog import batch, schema
 from popcosmos_lib.figures import catalogues
 
 
@@ -65,7 +66,7 @@ def test_galaxies_without_a_posterior_leave_a_page():
 
 def test_the_page_of_a_run_is_the_same_bytes_twice(tmp_path, monkeypatch):
     standin.mock(30).write(tmp_path / "mock.parquet")
-    fitting.run(tmp_path / "mock.parquet", tmp_path / "p.parquet", fit=standin.fit)
+    batch.run(tmp_path / "mock.parquet", tmp_path / "p.parquet", fit=standin.fit)
     for name in ("a.pdf", "b.pdf"):
         catalogues.write(tmp_path / "p.parquet", tmp_path / name)
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()

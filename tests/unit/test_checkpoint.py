@@ -2,7 +2,7 @@
 
 import torch
 
-from popcosmos_lib.checkpoint import Checkpoint
+from popcosmos_lib.artefacts.checkpoint import Checkpoint
 
 
 def test_the_same_settings_read_what_was_saved_and_others_do_not(tmp_path):

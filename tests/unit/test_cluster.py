@@ -11,7 +11,7 @@ import pytest
 import standin
 from astropy.table import Table
 
-from popcosmos_lib import cluster, fitting
+from popcosmos_lib.catalog import batch, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,9 +86,9 @@ def test_a_catalogue_on_two_processes_or_a_scheduler_is_that_of_one(tmp_path, mo
     table = standin.mock(40)
     table["flux_r"][11] = standin.POISON
     table.write(tmp_path / "mock.parquet")
-    settings = fitting.Settings(draws=2)
-    assert fitting.run(tmp_path / "mock.parquet", tmp_path / "one.parquet", settings=settings, fit=standin.fit) == (40, 1)
-    assert fitting.run(tmp_path / "mock.parquet", tmp_path / "p.parquet", settings=settings, fit=standin.fit, chunk=6, **options) == (40, 1)
+    settings = batch.Settings(draws=2)
+    assert batch.run(tmp_path / "mock.parquet", tmp_path / "one.parquet", settings=settings, fit=standin.fit) == (40, 1)
+    assert batch.run(tmp_path / "mock.parquet", tmp_path / "p.parquet", settings=settings, fit=standin.fit, chunk=6, **options) == (40, 1)
     for name in ("{}.parquet", "{}_draws.parquet"):
         one, many = (Table.read(tmp_path / name.format(stem)) for stem in ("one", "p"))
         assert len(one) == len(many)

@@ -6,7 +6,9 @@ import standin
 from astropy import units
 from astropy.table import Table
 
-from popcosmos_lib import catalog, columns, filters, sources, survey
+from popcosmos_lib import catalog, survey
+from popcosmos_lib.catalog import columns, readers
+from popcosmos_lib.synthesis import filters
 
 U, R = filters.SHORT.index("u"), filters.SHORT.index("r")
 
@@ -23,7 +25,7 @@ def mine(tmp_path):
             table[column].unit = unit
         table.write(tmp_path / name, format="ascii.ecsv", overwrite=True)
         (tmp_path / "map.yaml").write_text(told)
-        return sources.load(tmp_path / name), tmp_path / "map.yaml"
+        return readers.load(tmp_path / name), tmp_path / "map.yaml"
 
     return make
 
@@ -104,7 +106,7 @@ def test_reddening_of_rows_without_does_not_depend_on_the_chunk(mine):
     (ebv,) = columns.reddening(source, mapping).values()
     assert ebv == pytest.approx(0.2)
     chunk = source.chunks(1)[1]
-    alone = mapping.catalogue(sources.read(chunk, mapping.needed(source.units)), chunk.first, ebv)
+    alone = mapping.catalogue(readers.read(chunk, mapping.needed(source.units)), chunk.first, ebv)
     assert alone.flux[0, R] == catalogue(source, path).flux[1, R] and alone.id[0] == 1
 
 
@@ -168,12 +170,12 @@ def official(n=4):
 def test_official_names_go_through_the_reader_of_official_names(tmp_path, chunk):
     official().write(tmp_path / "farmer.fits")
     whole = catalog.read(tmp_path / "farmer.fits")
-    source = sources.load(tmp_path / "farmer.fits")
+    source = readers.load(tmp_path / "farmer.fits")
     mapping = columns.resolve(source)
     assert mapping.official and mapping.id == "ID" and mapping.zero_points == "farmer" and len(mapping.bands) == 26
     (ebv,) = columns.reddening(source, mapping).values()
     needed = mapping.needed(source.units)
-    got = [mapping.catalogue(sources.read(part, needed), part.first, ebv) for part in source.chunks(chunk)]
+    got = [mapping.catalogue(readers.read(part, needed), part.first, ebv) for part in source.chunks(chunk)]
     np.testing.assert_allclose(np.concatenate([part.flux for part in got]), whole.flux, rtol=1e-6)
     np.testing.assert_allclose(np.concatenate([part.flux_err for part in got]), whole.flux_err, rtol=1e-6)
     assert np.concatenate([part.id for part in got]).tolist() == whole.id.tolist()
@@ -185,13 +187,13 @@ def test_official_names_in_another_unit_are_converted(tmp_path):
     for name in table.colnames[3:]:
         table[name] = table[name].to(units.mJy)
     table.write(tmp_path / "farmer_mjy.fits")
-    one, two = (catalogue(sources.load(tmp_path / name)) for name in ("farmer.fits", "farmer_mjy.fits"))
+    one, two = (catalogue(readers.load(tmp_path / name)) for name in ("farmer.fits", "farmer_mjy.fits"))
     np.testing.assert_allclose(one.flux, two.flux, rtol=1e-5)
 
 
 def test_names_of_the_mock(tmp_path):
     standin.mock(5).write(tmp_path / "mock.parquet")
-    source = sources.load(tmp_path / "mock.parquet")
+    source = readers.load(tmp_path / "mock.parquet")
     mapping, got = columns.resolve(source), catalogue(source)
     assert mapping.names == "mock" and mapping.id == "id" and got.id.tolist() == [1001, 1002, 1003, 1004, 1005]
     assert (got.flux == catalog.read(tmp_path / "mock.parquet").flux).all() and got.z_spec.isfinite().all()
@@ -203,20 +205,20 @@ def test_a_mock_of_another_survey_is_not_taken_for_cosmos(tmp_path):
     table["flux_z"].name, table["flux_err_z"].name = "flux_Z", "flux_err_Z"
     table.write(tmp_path / "plain.parquet")
     with pytest.raises(ValueError, match="plain.parquet has fluxes of u Z, not all of which are bands .* their curves"):
-        columns.resolve(sources.load(tmp_path / "plain.parquet"))
+        columns.resolve(readers.load(tmp_path / "plain.parquet"))
     table.meta["bands"] = {"u": "sdss_u0", "Z": "vista_vircam_Z"}
     catalog.write(tmp_path / "mock.parquet", [table])
-    mapping = columns.resolve(sources.load(tmp_path / "mock.parquet"))
+    mapping = columns.resolve(readers.load(tmp_path / "mock.parquet"))
     assert mapping.bands == {"u": ("flux_u", "flux_err_u"), "z": ("flux_Z", "flux_err_Z")}
     assert mapping.curves == {"u": "sdss_u0", "z": "vista_vircam_Z"}, "the file says which"
     table.meta["bands"]["u"] = "no_such_curve"
     catalog.write(tmp_path / "mock.parquet", [table])
     with pytest.raises(ValueError, match="no_such_curve"):
-        columns.resolve(sources.load(tmp_path / "mock.parquet"))
+        columns.resolve(readers.load(tmp_path / "mock.parquet"))
     table.meta["bands"] = {"u": filters.COSMOS26[U]}
     table.remove_columns(["flux_Z", "flux_err_Z"])
     catalog.write(tmp_path / "mock.parquet", [table])
-    assert columns.resolve(sources.load(tmp_path / "mock.parquet")).curves == {}
+    assert columns.resolve(readers.load(tmp_path / "mock.parquet")).curves == {}
 
 
 @pytest.mark.parametrize("value", ["MAG_GAAP_{}", "FLUX_GAAP_{}", "{}_FLUX"])
@@ -229,7 +231,7 @@ def test_names_of_kids(tmp_path, value):
         for name in (value.format(band), error.format(band)):
             table[name].unit = units.mag if "MAG" in value else units.uJy
     table.write(tmp_path / "kids.ecsv")
-    source = sources.load(tmp_path / "kids.ecsv")
+    source = readers.load(tmp_path / "kids.ecsv")
     mapping, got = columns.resolve(source), catalogue(source)
     assert mapping.names == "KiDS" and mapping.id == "SeqNr" and "through the curves of KiDS" in mapping.notes[0]
     assert mapping.curves["z"] == "vista_vircam_Z" and list(mapping.curves) == list(mapping.bands)

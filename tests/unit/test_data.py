@@ -10,7 +10,7 @@ import threading
 import pytest
 import yaml
 
-from popcosmos_lib import data
+from popcosmos_lib.artefacts import data
 
 CONTENT = b"twenty-six bands of light\n" * 400
 

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import ks_1samp, norm
 from torchdiffeq import odeint
 
-from popcosmos_lib import diffusion, figures
+from popcosmos_lib import figures
+from popcosmos_lib.density import diffusion
 from popcosmos_lib.figures import calibration
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import emulator, features, filters, likelihood, lines, parameters, sps, store, universe
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.emulation import emulator, inputs, photulator
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.survey import likelihood
+from popcosmos_lib.synthesis import filters, lines, sps
 
 BANDS = ["hsc_g", "NB816.SuprimeCam", "irac1_cosmos"]
 
@@ -17,7 +21,7 @@ def synthesiser():
 
 @pytest.fixture(scope="module")
 def tables(synthesiser):
-    return features.tabulate(synthesiser)
+    return inputs.tabulate(synthesiser)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_error_grows_with_dust_and_reaches_the_likelihood(trained, galaxies):
     model, _ = trained
     assert model.regional.shape == (5, 4, 3) and (model.regional > 0).all()
     assert (model.regional[1:3, 3] > model.regional[1:3, 0]).all(), "deep dust is harder to emulate than little dust"
-    assert torch.equal(model.errors(galaxies[:1])[0], model.regional[emulator._region(galaxies[:1])][0])
+    assert torch.equal(model.errors(galaxies[:1])[0], model.regional[photulator.regions(galaxies[:1])][0])
     floor = likelihood.fractional_error(0.02, model, galaxies)
     torch.testing.assert_close(floor**2 - 0.02**2, (0.4 * math.log(10) * model.errors(galaxies)) ** 2, rtol=1e-2, atol=1e-7)
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import checkpoint, flows
+from popcosmos_lib.artefacts import checkpoint
+from popcosmos_lib.density import flows
 
 
 def perturbed(dim, context=0, size=0.1, seed=1):

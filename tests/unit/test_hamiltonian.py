@@ -2,7 +2,9 @@
 
 import torch
 
-from popcosmos_lib import filters, hamiltonian, parameters
+from popcosmos_lib.galaxies import parameters
+from popcosmos_lib.population import chains
+from popcosmos_lib.synthesis import filters
 
 
 class Independent:
@@ -32,7 +34,7 @@ def test_posterior_draws_match_quadrature():
     start = torch.zeros(n, 16)
     start[:, 0] = true_n
     prior = Independent()
-    draws, acceptance = hamiltonian.posterior_draws(
+    draws, acceptance = chains.posterior_draws(
         parameters.to_theta(start), flux, flux_err, emulator=Brightness(), prior=prior, generator=rng, trajectories=60, keep=4
     )
     phi = parameters.to_latent(draws)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import importance, streams
+from popcosmos_lib.sampling import importance, rng
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def target(gaussians):
 
 @pytest.fixture(scope="module")
 def found(gaussians):
-    return importance.sample(target(gaussians), streams.Streams(range(6)))
+    return importance.sample(target(gaussians), rng.Streams(range(6)))
 
 
 def test_moments_of_gaussians(gaussians, found):
@@ -47,7 +47,7 @@ def test_moments_of_gaussians(gaussians, found):
 
 def test_draws_do_not_depend_on_the_company(gaussians, found):
     part = target((gaussians[0][3:4], gaussians[1][3:4]))
-    alone = importance.sample(part, streams.Streams([3]))[0]
+    alone = importance.sample(part, rng.Streams([3]))[0]
     assert alone.rounds == found[3].rounds and torch.allclose(alone.w, found[3].w, atol=1e-2)
 
 
@@ -58,7 +58,7 @@ def test_curved_targets_come_out_as_wide_as_they_are():
         even, odd = w[..., ::2], w[..., 1::2]
         return -0.5 * even.square().sum(-1) - 0.5 * ((odd - 0.25 * (even.square() - 1)) / 0.6).square().sum(-1), w
 
-    found = importance.sample(curved, streams.Streams(range(24)), ess=300.0)
+    found = importance.sample(curved, rng.Streams(range(24)), ess=300.0)
     weights, points = [one.log_weight.exp()[:, None] for one in found], [one.w[:, ::2] for one in found]
     variance = torch.stack([(p * w**2).sum(0) - (p * w).sum(0) ** 2 for p, w in zip(weights, points, strict=True)])
     assert float(variance.mean().sqrt()) == pytest.approx(0.985, abs=0.015), "exact is 1; the far ends of the curves are rarely reached"
@@ -71,7 +71,7 @@ def test_two_modes_are_weighed_right():
         at = torch.stack([-0.5 * ((w[..., 0] - c) / 0.4) ** 2 + torch.tensor(p).log() for c, p in ((-2.0, 0.8), (2.0, 0.2))])
         return at.logsumexp(0) - 0.5 * w[..., 1:].square().sum(-1), w
 
-    one = importance.sample(log_target, streams.Streams([5]), ess=2000.0)[0]
+    one = importance.sample(log_target, rng.Streams([5]), ess=2000.0)[0]
     assert float(one.log_weight.exp()[one.w[:, 0] < 0].sum()) == pytest.approx(0.8, abs=0.04)
 
 
@@ -83,11 +83,11 @@ def test_a_target_goes_on_while_the_caller_makes_too_little_of_its_draws(gaussia
         asked.extend(rows.tolist())
         return worth[rows] * torch.tensor([one.ess for one in draws])
 
-    more = importance.sample(target(gaussians), streams.Streams(range(6)), count=count)
+    more = importance.sample(target(gaussians), rng.Streams(range(6)), count=count)
     for one, before, share in zip(more, found, worth.tolist(), strict=True):
         assert one.ess * share >= 400 and (one.rounds > before.rounds) == (share < 1)
     assert sorted(set(asked)) == list(range(6)) and asked.count(0) == 1 and 2 <= asked.count(1) <= 4
-    spared = importance.sample(target(gaussians), streams.Streams(range(6)), count=count, spare=1.5)
+    spared = importance.sample(target(gaussians), rng.Streams(range(6)), count=count, spare=1.5)
     assert all(one.ess >= 600 for one in spared)
 
 
@@ -98,7 +98,7 @@ def test_a_target_of_which_the_caller_keeps_next_to_nothing_is_given_up(gaussian
         asked.extend(rows.tolist())
         return worth[rows] * torch.tensor([one.ess for one in draws])
 
-    more = importance.sample(target(gaussians), streams.Streams(range(6)), count=count)
+    more = importance.sample(target(gaussians), rng.Streams(range(6)), count=count)
     for i, (one, before) in enumerate(zip(more, found, strict=True)):
         given_up = i % 2 == 1
         assert (one.rounds == before.rounds) == given_up and (asked.count(i) == 1) == given_up
@@ -108,7 +108,7 @@ def test_a_hopeless_target_says_so():
     def nowhere(w, rows):
         return torch.full(w.shape[:2], -torch.inf), w
 
-    one = importance.sample(nowhere, streams.Streams([0]), rounds=3)[0]
+    one = importance.sample(nowhere, rng.Streams([0]), rounds=3)[0]
     assert one.rounds == 3 and not one.khat < 0.7 and one.log_weight.isfinite().all()
 
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from toy import Normal, Toy, observed
 
-from popcosmos_lib import forward, inference, metrics, parameters, priors, sampler, streams, walkers
+from popcosmos_lib.fitting import ensemble_engine, inference
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population import metrics
+from popcosmos_lib.sampling import ensemble, rng
+from popcosmos_lib.survey import forward_model
 
 
 @pytest.fixture
@@ -36,20 +40,20 @@ class Correlated:
 def test_ensemble_recovers_a_gaussian(kind, g):
     target = Correlated()
     start = target.mean[:, None] + 0.1 * torch.randn(2, 40, 8, generator=g)
-    chain, acceptance = sampler.ensemble(target, start, steps=3000, random=streams.Streams([1, 2]), thin=3, kind=kind)
+    chain, acceptance = ensemble.ensemble(target, start, steps=3000, random=rng.Streams([1, 2]), thin=3, kind=kind)
     draws = chain[:, 200:].flatten(1, 2)
     sd = target.covariance.diagonal().sqrt()
     assert torch.allclose(draws.mean(1), target.mean, atol=float(0.15 * sd.max()))
     assert torch.allclose(draws.std(1), sd.expand(2, -1), rtol=0.12)
     assert (acceptance > 0.1).all()
-    assert (sampler.r_hat(chain[:, 200:, :, 0]) < 1.1).all()
+    assert (ensemble.r_hat(chain[:, 200:, :, 0]) < 1.1).all()
 
 
 def test_stretch_moves_alone_are_chosen_on_request(g):
     """The Hastings factor of a stretch move is (d - 1) ln z; of differential evolution zero."""
     x, others = torch.randn(3, 20, 6, generator=g), torch.randn(3, 20, 6, generator=g)
-    _, stretch = sampler._propose(x, others, "stretch", streams.Streams(range(3)))
-    _, mixed = sampler._propose(x, others, "mixed", streams.Streams(range(3)))
+    _, stretch = ensemble._propose(x, others, "stretch", rng.Streams(range(3)))
+    _, mixed = ensemble._propose(x, others, "mixed", rng.Streams(range(3)))
     assert (stretch != 0).all() and 0.6 < float((mixed == 0).float().mean()) < 0.95
 
 
@@ -62,7 +66,7 @@ def test_annealing_fills_both_modes_by_their_weight(g):
         modes = -0.5 * ((x[..., :1] - place) / width) ** 2 - 0.5 * (x[..., 1:] / width).square().sum(-1, keepdim=True)
         return torch.stack([base, torch.logsumexp(weight.log() + modes - 5 * math.log(width), -1)])
 
-    x = sampler.anneal(both, 4 * torch.randn(200, 300, 5, generator=g), walkers=64, moves=5, random=streams.Streams(range(200)))
+    x = ensemble.anneal(both, 4 * torch.randn(200, 300, 5, generator=g), walkers=64, moves=5, random=rng.Streams(range(200)))
     left = (x[..., 0] < 0).float().mean(1)
     assert float(left.mean()) == pytest.approx(0.8, abs=0.05)
     assert float(x[..., 1].std()) == pytest.approx(width, rel=0.1)
@@ -71,18 +75,18 @@ def test_annealing_fills_both_modes_by_their_weight(g):
 def test_diagnostics_know_good_chains_from_stuck_ones(g):
     independent = torch.randn(1, 200, 32, generator=g)
     stuck = independent * 0.1 + torch.randn(1, 1, 32, generator=g)
-    assert float(sampler.r_hat(independent)) < 1.02 and float(sampler.r_hat(stuck)) > 3
-    assert float(sampler.effective_size(independent)) > 0.7 * 6400
+    assert float(ensemble.r_hat(independent)) < 1.02 and float(ensemble.r_hat(stuck)) > 3
+    assert float(ensemble.effective_size(independent)) > 0.7 * 6400
     walk = torch.zeros(1, 2000, 32)
     for i in range(1, 2000):  # autocorrelation time (1 + 0.9) / (1 - 0.9) = 19
         walk[:, i] = 0.9 * walk[:, i - 1] + torch.randn(1, 32, generator=g)
-    assert float(sampler.effective_size(walk)) == pytest.approx(64_000 / 19, rel=0.2)
+    assert float(ensemble.effective_size(walk)) == pytest.approx(64_000 / 19, rel=0.2)
 
 
 def test_reweighting_turns_one_normal_into_another(g):
     x = torch.randn(50, 2000, generator=g)
     log_weight = -0.5 * (x - 0.7) ** 2 + 0.5 * x**2
-    index, efficiency = sampler.reweight(log_weight, 1000, torch.rand(50, 1, generator=g))
+    index, efficiency = ensemble.reweight(log_weight, 1000, torch.rand(50, 1, generator=g))
     assert float(x.gather(1, index).mean()) == pytest.approx(0.7, abs=0.02)
     assert float(efficiency.mean()) == pytest.approx(math.exp(-(0.7**2)), abs=0.05)
 
@@ -200,8 +204,8 @@ def test_default_floor_is_published_and_never_below_the_minimum():
 def test_mean_magnitude_coordinate_is_exact(data, g):
     """There and back, and a density that does not change: the map has unit Jacobian."""
     _, flux, flux_err = data
-    law = walkers.Law("prospector", None, Toy(), 2000, g)
-    problem = walkers.Problem(flux[:4], flux_err[:4], law, Toy(), torch.tensor(0.02))
+    law = ensemble_engine.Law("prospector", None, Toy(), 2000, g)
+    problem = ensemble_engine.Problem(flux[:4], flux_err[:4], law, Toy(), torch.tensor(0.02))
     phi = parameters.to_latent(priors.Prospector().library(4 * 6, g)).reshape(4, 6, 16)
     x, magnitude = problem.bright(phi)
     back, same = problem.latent(x)
@@ -217,7 +221,7 @@ def test_selection_is_divided_out_only_for_galaxies_that_passed():
     flux[2, 0, 2] = flux_err[2, 0, 2] = torch.nan
     magnitude = torch.full((3, 3, 26), 25.0)
     magnitude[:, 1, 2], magnitude[:, 2, 2] = 20.0, 30.0
-    log_p = forward.log_passing(magnitude, flux, flux_err, 0.0)
+    log_p = forward_model.log_passing(magnitude, flux, flux_err, 0.0)
     t = torch.distributions.StudentT(2.0)
     torch.manual_seed(0)
     passed = [float((limit * f + 0.2 * limit * t.sample((200_000,)) > limit).float().mean()) for f in (1.0, 100.0, 0.01)]

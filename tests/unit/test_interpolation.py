@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popcosmos_lib import interpolation
+from popcosmos_lib.galaxies import interpolation
 
 NODES = torch.tensor([-2.1, -1.5, -0.5, -0.2, 0.2, 0.6], dtype=torch.float64)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from toy import Toy, observed
 
-from popcosmos_lib import likelihood, parameters, priors
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.survey import likelihood, modes
 
 
 def test_likelihood_is_a_student_t_with_two_degrees_of_freedom():
@@ -61,7 +62,7 @@ def test_library_finds_a_galaxy_whatever_its_brightness():
     faint = theta.clone()
     faint[:, 0] -= 3.0
     others = priors.Prospector().library(2000, torch.Generator().manual_seed(8))
-    library = likelihood.Library.of(torch.cat([faint, others]), Toy())
+    library = modes.Library.of(torch.cat([faint, others]), Toy())
     flux[:, 5] = torch.nan
     index, shift = library.nearest(flux, flux_err, torch.tensor(0.02), 50)
     found = (index == torch.arange(20)[:, None]).nonzero()
@@ -74,7 +75,7 @@ def test_library_finds_a_galaxy_whatever_its_brightness():
 def fits():
     theta, flux, flux_err = observed(12)
     prior, g = priors.Prospector(), torch.Generator().manual_seed(1)
-    fit = likelihood.maximum_posterior(flux, flux_err, prior, Toy(), g, n_starts=3, floor=0.01, n_library=4000)
+    fit = modes.maximum_posterior(flux, flux_err, prior, Toy(), g, n_starts=3, floor=0.01, n_library=4000)
     return theta, flux, flux_err, prior, fit
 
 
@@ -82,7 +83,7 @@ def test_maximum_posterior_fits_and_says_so(fits):
     theta, flux, flux_err, prior, fit = fits
     assert fit.converged.all()
     assert fit.chi_square.median() < 26, "26 bands, 16 parameters, errors as stated"
-    truth = likelihood._log_posterior(parameters.to_latent(theta), flux, flux_err, torch.tensor(0.01), prior, Toy())
+    truth = modes._log_posterior(parameters.to_latent(theta), flux, flux_err, torch.tensor(0.01), prior, Toy())
     assert (fit.log_posterior > truth - 0.1).float().mean() > 0.9, "the maximum cannot lie below the truth"
 
 
@@ -90,18 +91,18 @@ def test_no_direction_leads_up_from_a_converged_fit(fits):
     _, flux, flux_err, prior, fit = fits
     phi = parameters.to_latent(fit.theta)[fit.converged]
     data = flux[fit.converged], flux_err[fit.converged], torch.tensor(0.01), prior, Toy()
-    value = likelihood._log_posterior(phi, *data)
+    value = modes._log_posterior(phi, *data)
     g = torch.Generator().manual_seed(4)
     for size in (0.003, 0.03, 0.3):
         for _ in range(20):
-            moved = likelihood._log_posterior(phi + size * torch.randn(phi.shape, generator=g), *data)
-            assert (moved < value + 2 * likelihood.TOLERANCE).all()
+            moved = modes._log_posterior(phi + size * torch.randn(phi.shape, generator=g), *data)
+            assert (moved < value + 2 * modes.TOLERANCE).all()
 
 
 def test_starts_are_at_different_redshifts():
     z = torch.linspace(0, 5, 200).expand(3, -1)
     score = -((z - torch.tensor([[0.5], [2.0], [4.0]])) ** 2)
-    chosen = z.gather(1, likelihood._distinct(score, z, 4))
+    chosen = z.gather(1, modes._distinct(score, z, 4))
     gaps = (chosen[:, :, None] - chosen[:, None]).abs() / (1 + chosen[:, None])
     assert (gaps[:, ~torch.eye(4, dtype=torch.bool)] > 0.05).all()
 
@@ -109,7 +110,7 @@ def test_starts_are_at_different_redshifts():
 def test_curvature_stays_positive_definite_at_very_high_signal_to_noise():
     """Errors of a millionth make directions that differ by 1e12 in stiffness."""
     _, flux, _ = observed(6)
-    library = likelihood.Library.of(observed(500)[0], Toy())
-    found = likelihood.modes(flux, 1e-6 * flux, priors.Prospector(), Toy(), library, n_starts=2, steps=5)
+    library = modes.Library.of(observed(500)[0], Toy())
+    found = modes.local_maxima(flux, 1e-6 * flux, priors.Prospector(), Toy(), library, n_starts=2, steps=5)
     assert (torch.linalg.eigvalsh(found.curvature)[..., 0] > 0).all()
     assert (torch.linalg.cholesky_ex(found.curvature).info == 0).all()

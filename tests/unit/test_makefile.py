@@ -29,7 +29,13 @@ def tree(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     for folder in ("notebooks", "popcosmos_lib/figures", "popcosmos_lib/resources"):
         (tmp_path / folder).mkdir(parents=True)
-    for path in ("popcosmos_lib/store.py", "popcosmos_lib/figures/fits.py", "profiles.yaml", "requirements.lock", "pyproject.toml"):
+    for path in (
+        "popcosmos_lib/artefacts/store.py",
+        "popcosmos_lib/figures/fits.py",
+        "profiles.yaml",
+        "requirements.lock",
+        "pyproject.toml",
+    ):
         (tmp_path / path).touch()
     for name in DEPS:
         (tmp_path / "notebooks" / f"{name}.py").touch()
@@ -66,7 +72,7 @@ def test_the_order_holds_with_two_jobs(tree):
         ("notebooks/02_b.py", {"02_b", "03_c", "04_d", "99_z"}),
         ("notebooks/03_c.py", {"03_c", "04_d", "99_z"}),
         ("notebooks/99_z.py", {"99_z"}),
-        ("popcosmos_lib/store.py", set(DEPS)),
+        ("popcosmos_lib/artefacts/store.py", set(DEPS)),
         ("popcosmos_lib/figures/fits.py", set(DEPS)),
         ("profiles.yaml", set(DEPS)),
         ("README.md", set()),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import metrics
+from popcosmos_lib.population import metrics
 
 
 def normal(*shape, seed=0):

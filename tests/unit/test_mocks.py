@@ -10,22 +10,14 @@ import pytest
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import (
-    catalog,
-    emulator,
-    features,
-    filters,
-    mocks,
-    parameters,
-    population,
-    provenance,
-    sps,
-    store,
-    survey,
-    surveys,
-    universe,
-)
+from popcosmos_lib import catalog, population, survey
 from popcosmos_lib.__main__ import main
+from popcosmos_lib.artefacts import provenance, store
+from popcosmos_lib.emulation import emulator, inputs
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.population import mocks
+from popcosmos_lib.survey import definitions
+from popcosmos_lib.synthesis import filters, sps
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """\
@@ -57,7 +49,7 @@ def root(tmp_path_factory):
         phi = 0.7 * torch.randn(3000, 16, generator=rng(2))
         phi[:, 0], phi[:, 15] = 17 + 1.5 * phi[:, 0], phi[:, 15] - 1
         model = population.Population.fit(parameters.to_theta(phi), generator=rng(3), steps=40, batch=256, width=32)[0]
-        stand_in = emulator.Emulator(grid.bands, features.tabulate(grid), [8], rng(4))
+        stand_in = emulator.Emulator(grid.bands, inputs.tabulate(grid), [8], rng(4))
         errors = survey.UncertaintyModel(hidden=8, generator=rng(5))
         errors.log_sigma_shift -= 4  # errors of about 0.02 microjansky
         for name, data, meta in (
@@ -143,9 +135,7 @@ def test_population_and_emulator_are_chosen_apart(root):
     for name in ("kids", "lsst-y1"):
         made = mocks.load(name, profile="smoke", emulator="published")
         assert made.meta["photometry"] == "emulator" and made.meta["networks"]["population"], "a trained population, a shipped emulator"
-        assert made.meta["networks"]["emulator"] == provenance.sha256(
-            Path(emulator.__file__).parent / "weights" / "emulator_survey.safetensors"
-        )
+        assert made.meta["networks"]["emulator"] == provenance.sha256(store.SHIPPED / "emulator_survey.safetensors")
 
 
 def test_given_galaxies_are_observed_as_those_of_a_mock(root):
@@ -259,7 +249,7 @@ def test_a_kill_leaves_no_half_file_and_the_old_one_stays(tmp_path):
 
 
 def test_built_in_surveys_can_be_mocked(root):
-    assert surveys.BUILT_IN == ["cosmos2020", "kids", "lsst-y1"]
+    assert definitions.BUILT_IN == ["cosmos2020", "kids", "lsst-y1"]
     for name in ("kids", "lsst-y1"):
         table = population.mock(60, name, generator=rng(), profile="smoke")
         assert len(table) == 60 and table.meta["survey"] == name and table.meta["photometry"] == "direct synthesis"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import photoz
+from popcosmos_lib.fitting import photoz
 
 
 @pytest.fixture

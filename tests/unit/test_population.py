@@ -15,7 +15,10 @@ import torch
 from torch import nn
 from toy import Colours
 
-from popcosmos_lib import catalog, filters, parameters, population, store, survey, universe
+from popcosmos_lib import catalog, population, survey
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import filters
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import parameters, priors
-from popcosmos_lib.metrics import ks, ks_limit
+from popcosmos_lib.galaxies import parameters, priors
+from popcosmos_lib.population.metrics import ks, ks_limit
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
 

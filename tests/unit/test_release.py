@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from popcosmos_lib import cosmology, data, filters, parameters, pickles, provenance, release, universe
+from popcosmos_lib.artefacts import data, provenance
+from popcosmos_lib.emulation import release, release_pickles
+from popcosmos_lib.galaxies import cosmology, parameters, universe
+from popcosmos_lib.synthesis import filters
 
 needs_files = pytest.mark.skipif("POPCOSMOS_DATA" not in os.environ, reason="the public networks are not at hand: set POPCOSMOS_DATA")
 
@@ -112,7 +115,7 @@ def test_pickles_are_opened_once(folder, theta, home, monkeypatch):
     (side,) = [json.loads(found.read_text()) for found in (home / "artefacts" / "shared").glob("release_photulators_*.json")]
     assert side["kind"] == "safetensors" and side["key"]["inputs"][source.name] == provenance.sha256(source)
     with monkeypatch.context() as patch:
-        patch.setattr(pickles, "read", lambda path: pytest.fail(f"{path} was unpickled again"))
+        patch.setattr(release_pickles, "read", lambda path: pytest.fail(f"{path} was unpickled again"))
         assert torch.equal(release.photulators(path, list(nets)).magnitudes(theta), first)
     torch.save(nets["irac1_cosmos"], source)  # another network under the same name is noticed by its digest
     changed = release.photulators(path, list(nets)).magnitudes(theta)
@@ -148,7 +151,7 @@ def test_fused_networks_agree_with_each_band_to_a_tenth_of_a_millimagnitude(home
     folder = data.shared("popcosmos_release/trained_models/photulator_models")
     files = [folder / f"model_4x128_alsing20_{band}_cpu.pt" for band in filters.COSMOS26]
     with torch.no_grad():
-        expected = torch.stack([plain(pickles.tensors(pickles.read(path)), theta) for path in files], -1)
+        expected = torch.stack([plain(release_pickles.tensors(release_pickles.read(path)), theta) for path in files], -1)
         assert (release.photulators().magnitudes(theta) - expected).abs().max() < 1e-4
 
 

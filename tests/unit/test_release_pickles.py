@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from popcosmos_lib import filters, pickles, release
+from popcosmos_lib.emulation import release, release_pickles
+from popcosmos_lib.synthesis import filters
 
 PHOTULATORS = [f"model_4x128_alsing20_{band}_cpu.pt" for band in filters.COSMOS26]
 LINES = [f"emline_speculator_models/{name}" for name in ("speculator-emlinesabsmags", "PCABasis.npz", "elams.npy")]
@@ -65,7 +66,7 @@ def test_no_reader_runs_a_command(load, names, trapped, given, tmp_path, home):
     if names is LINES:
         np.savez(folder / names[1], parameters_shift=np.zeros(16))
     write(Command(trap), folder / names[trapped])
-    with pytest.raises((pickles.Refused, ValueError), match="system|allow_pickle"):
+    with pytest.raises((release_pickles.Refused, ValueError), match="system|allow_pickle"):
         load(folder / given)
     assert not trap.exists(), "the pickled command ran"
     assert not list((home / "artefacts").rglob("*.safetensors")), "a refused file left something in the store"
@@ -93,8 +94,8 @@ def test_the_trap_is_a_trap(tmp_path):
 @pytest.mark.parametrize("suffix", [".pt", ".pkl"])
 def test_whatever_a_network_does_not_need_is_refused_by_name(make, name, suffix, tmp_path):
     write(make(), tmp_path / f"bad{suffix}")
-    with pytest.raises(pickles.Refused, match=name):
-        pickles.read(tmp_path / f"bad{suffix}")
+    with pytest.raises(release_pickles.Refused, match=name):
+        release_pickles.read(tmp_path / f"bad{suffix}")
 
 
 def test_a_file_cannot_change_what_the_next_one_meets(tmp_path):
@@ -102,24 +103,24 @@ def test_a_file_cannot_change_what_the_next_one_meets(tmp_path):
     state = b"}X\x08\x00\x00\x00__name__X\x04\x00\x00\x00maskX\x04\x00\x00\x00markK\x01ub."
     state = state.replace(b"}X", b"N}(X").replace(b"ub.", b"u\x86b.")  # (None, {...}): by setattr
     (tmp_path / "function.pkl").write_bytes(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state)
-    assert pickles.read(tmp_path / "function.pkl").mark == 1
-    assert not hasattr(pickles._tensor, "mark") and pickles._tensor.__name__ == "_tensor"
+    assert release_pickles.read(tmp_path / "function.pkl").mark == 1
+    assert not hasattr(release_pickles._tensor, "mark") and release_pickles._tensor.__name__ == "_tensor"
     (tmp_path / "class.pkl").write_bytes(b"\x80\x02ctorch.nn.modules.linear\nLinear\n" + state)
     with pytest.raises(ValueError, match="class.pkl is damaged"):
-        pickles.read(tmp_path / "class.pkl")
+        release_pickles.read(tmp_path / "class.pkl")
 
 
 def test_networks_and_arrays_are_read_as_they_were_written(tmp_path):
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2).double())
     write(network, tmp_path / "network.pt")
-    found = pickles.tensors(pickles.read(tmp_path / "network.pt"))
+    found = release_pickles.tensors(release_pickles.read(tmp_path / "network.pt"))
     assert found.keys() == network.state_dict().keys()
     for name, value in network.state_dict().items():
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype
     arrays = np.arange(6, dtype=np.float32).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))
     for protocol in (2, 4):
         (tmp_path / "arrays.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
-        for read, array in zip(pickles.read(tmp_path / "arrays.pkl"), arrays, strict=True):
+        for read, array in zip(release_pickles.read(tmp_path / "arrays.pkl"), arrays, strict=True):
             np.testing.assert_array_equal(read.tensor.numpy(), array)
 
 
@@ -131,17 +132,17 @@ def test_damaged_files_are_named(tmp_path):
         records = {name: archive.read(name) for name in archive.namelist()}
     path.write_bytes(whole[:-200])
     with pytest.raises(ValueError, match="network.pt is damaged"):
-        pickles.read(path)
+        release_pickles.read(path)
     path.write_bytes(b"not a pickle")
     with pytest.raises(ValueError, match="network.pt is damaged"):
-        pickles.read(path)
+        release_pickles.read(path)
     short = next(name for name in records if name.endswith("/data/0"))
     records[short] = records[short][:8]
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
             archive.writestr(name, content)
     with pytest.raises(ValueError, match="shorter than its tensor"):
-        pickles.read(path)
+        release_pickles.read(path)
 
 
 def test_a_plain_state_dict_is_not_a_network(tmp_path, home):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popcosmos_lib import remnants
+from popcosmos_lib.synthesis import remnants
 
 
 def test_light_costs_more_mass_with_kroupa_than_with_chabrier():

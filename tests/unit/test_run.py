@@ -12,8 +12,9 @@ import nbformat
 import pytest
 import torch
 
-from popcosmos_lib import notebook, pages, publish, run, store
 from popcosmos_lib.__main__ import main
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.workflow import notebook, pages, publish, run
 
 FAILING = """\
 # %% tags=["parameters"]

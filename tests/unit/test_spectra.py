@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import emulator, parameters, spectra, sps, store, universe
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.emulation import emulator, spectra, spectra_training
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import sps
 
 BANDS = ["hsc_r", "uvista_ks_cosmos", "irac2_cosmos", "galex_FUV"]
 
@@ -37,7 +40,9 @@ def untrained(tables):
 
 @pytest.fixture(scope="module")
 def trained(synthesiser):
-    return spectra.train(synthesiser, n_train=6000, steps=320, generator=torch.Generator().manual_seed(4), hidden=(64, 64), components=30)
+    return spectra_training.train(
+        synthesiser, n_train=6000, steps=320, generator=torch.Generator().manual_seed(4), hidden=(64, 64), components=30
+    )
 
 
 def optical(wave):
@@ -82,12 +87,12 @@ def test_the_estimate_is_the_synthesis_where_nothing_is_approximated(tables, syn
 
 def test_attenuation_is_exact_at_full_resolution(untrained, galaxies):
     """The polynomial in dust_index must be the curve of the synthesis, between its nodes and at the bounds too."""
-    from popcosmos_lib import dust
+    from popcosmos_lib.synthesis import dust
 
     index = torch.linspace(-1.0, 0.4, 57)
     theta = galaxies[:1].repeat(57, 1)
     theta[:, parameters.INDEX["dust_index"]], theta[:, parameters.INDEX["dust2"]] = index, 1.0
-    curve = spectra._powers(theta) @ untrained.curves
+    curve = spectra.powers(theta) @ untrained.curves
     torch.testing.assert_close(curve, dust.diffuse(untrained.wave, index), atol=2e-5, rtol=1e-5)
 
 
@@ -134,11 +139,11 @@ def test_photometry_through_the_spectra_is_that_of_the_synthesis(trained, synthe
 
 
 def test_training_depends_on_its_generator_only(synthesiser, monkeypatch):
-    monkeypatch.setattr(spectra, "_HELD_OUT", 100)
+    monkeypatch.setattr(spectra_training, "_HELD_OUT", 100)
     size = {"n_train": 300, "steps": 4, "hidden": (8,), "components": 5}
-    runs = [spectra.train(synthesiser, generator=torch.Generator().manual_seed(5), **size)[0].state_dict() for _ in range(2)]
+    runs = [spectra_training.train(synthesiser, generator=torch.Generator().manual_seed(5), **size)[0].state_dict() for _ in range(2)]
     torch.manual_seed(99)
-    other = spectra.train(synthesiser, generator=torch.Generator().manual_seed(6), **size)[0].state_dict()
+    other = spectra_training.train(synthesiser, generator=torch.Generator().manual_seed(6), **size)[0].state_dict()
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert not torch.equal(runs[0]["network.weights.0"], other["network.weights.0"])
 

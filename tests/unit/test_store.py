@@ -12,7 +12,7 @@ import pytest
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import store
+from popcosmos_lib.artefacts import store
 
 
 def make(name="x", value=1.0, calls=None, **options):

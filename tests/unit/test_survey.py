@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib import filters, survey, surveys, uncertainty
+from popcosmos_lib import survey
+from popcosmos_lib.survey import definitions, uncertainty
+from popcosmos_lib.synthesis import filters
 
 
 def generator(seed=1):
@@ -159,9 +161,9 @@ def test_state_survives_a_round_trip(learned):
     assert torch.equal(other.sample(flux, generator=generator()), learned[0].sample(flux, generator=generator()))
 
 
-@pytest.mark.parametrize("name", [name for name in surveys.BUILT_IN if name != "cosmos2020"])
+@pytest.mark.parametrize("name", [name for name in definitions.BUILT_IN if name != "cosmos2020"])
 def test_a_built_in_survey_reaches_its_depth(name):
-    sky = surveys.load(name)
+    sky = definitions.load(name)
     flux = torch.full((20_000, len(sky.bands)), 1e-6)
     sigma = sky.sigma(flux)
     depth = dict(zip(sky.bands, filters.magnitude_from_flux(5 * sigma[0]).tolist(), strict=True))
@@ -179,7 +181,7 @@ MINE = "bands: {blue: sdss_g0, red: curve.par}\ndepths: {blue: [25.0, 5], red: [
 def test_a_survey_of_ones_own_may_bring_its_curve(tmp_path):
     (tmp_path / "mine.yaml").write_text(MINE)
     (tmp_path / "curve.par").write_text("6000 0\n6500 1\n7000 0\n")
-    sky = surveys.load(tmp_path / "mine.yaml")
+    sky = definitions.load(tmp_path / "mine.yaml")
     assert list(sky.bands) == ["blue", "red"] and sky.cuts == "red<22"
     flux = torch.tensor([[0.0, filters.flux_from_magnitude(torch.tensor(24.0))], [1000.0, 1000.0]])
     sigma = sky.sigma(flux)
@@ -207,12 +209,12 @@ def test_what_is_wrong_with_a_definition_is_said(tmp_path, change, message):
     (tmp_path / "curve.par").write_text("6000 0\n6500 1\n7000 0\n")
     (tmp_path / "mine.yaml").write_text(MINE.replace(*change))
     with pytest.raises(ValueError, match=message):
-        surveys.load(tmp_path / "mine.yaml")
+        definitions.load(tmp_path / "mine.yaml")
 
 
 def test_an_unknown_survey_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="use one of cosmos2020, kids, lsst-y1, or the path of a YAML file"):
-        surveys.load("sdss")
+        definitions.load("sdss")
 
 
 def test_the_survey_of_a_catalogue_has_its_errors():

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from popcosmos_lib import filters, tomography, universe
+from popcosmos_lib.galaxies import universe
+from popcosmos_lib.survey import tomography
+from popcosmos_lib.synthesis import filters
 
 
 def sample(n, seed=1):

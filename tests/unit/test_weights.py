@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from popcosmos_lib import emulator, parameters, publish, spectra, sps, store, universe
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.emulation import emulator, spectra
+from popcosmos_lib.galaxies import parameters, universe
+from popcosmos_lib.synthesis import sps
+from popcosmos_lib.workflow import publish
 
 SHIPPED = Path(store.__file__).parent / "weights"
 

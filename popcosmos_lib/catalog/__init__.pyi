@@ -1,0 +1,14 @@
+from .catalogue import FLAGS as FLAGS
+from .catalogue import PLAUSIBLE as PLAUSIBLE
+from .catalogue import REDSHIFTS as REDSHIFTS
+from .catalogue import Catalogue as Catalogue
+from .catalogue import from_table as from_table
+from .catalogue import guess as guess
+from .catalogue import head as head
+from .catalogue import interpret as interpret
+from .catalogue import known as known
+from .catalogue import official as official
+from .catalogue import read as read
+from .catalogue import validate as validate
+from .catalogue import values as values
+from .catalogue import write as write

@@ -1,0 +1,2 @@
+from . import emulator as emulator
+from . import release as release

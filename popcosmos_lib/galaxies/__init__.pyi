@@ -1,0 +1,2 @@
+from . import parameters as parameters
+from . import universe as universe

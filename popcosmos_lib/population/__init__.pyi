@@ -1,0 +1,12 @@
+from .mocks import mock as mock
+from .model import Ensemble as Ensemble
+from .model import Population as Population
+from .model import inside as inside
+from .model import load as load
+from .model import load_ensemble as load_ensemble
+from .model import log_ratio as log_ratio
+from .pipeline import SELECTION as SELECTION
+from .pipeline import Draws as Draws
+from .pipeline import ForwardModel as ForwardModel
+from .pipeline import Photometry as Photometry
+from .pipeline import calibrate as calibrate

@@ -1,0 +1,11 @@
+from .observation import Survey as Survey
+from .observation import learn as learn
+from .observation import load as load
+from .observation import mock as mock
+from .observation import select as select
+from .observation import student_t as student_t
+from .observation import truth as truth
+from .photometry import BANDS as BANDS
+from .photometry import asinh_magnitude as asinh_magnitude
+from .photometry import flux_from_asinh as flux_from_asinh
+from .uncertainty import UncertaintyModel as UncertaintyModel

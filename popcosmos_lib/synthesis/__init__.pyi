@@ -1,0 +1,2 @@
+from . import filters as filters
+from . import sps as sps
