@@ -2,7 +2,7 @@
 PROFILE ?= fast
 OUT     := build/$(PROFILE)
 NB      := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.py))))
-LIBRARY := $(shell find popcosmos_lib -name '*.py' -o -path '*/resources/*' -type f)
+LIBRARY := $(shell find popcosmos_lib -type f -not -name '*.pyc' -not -path '*/weights/*')
 
 # A virtual environment of our own, unless PYTHON names an interpreter that has everything (conda: make PYTHON=python ...).
 ifneq ($(origin PYTHON),command line)
@@ -70,8 +70,10 @@ physics: $(READY) ## tests of what must be true of galaxies, against other codes
 
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=
 
-lint: $(READY) ## ruff
+lint: $(READY) ## ruff, the contract of the imports (pyproject.toml), and types of what users import
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo --no-cache
+	$(PYTHON) -m mypy
 
 refs: ## rerun the smoke profile and rewrite the references of the tests (read the diff before committing it)
 	$(MAKE) PROFILE=smoke notebooks

@@ -139,6 +139,7 @@ def main(words=None):
     command(_weights, "ship networks that the full profile trained").add_argument("names", nargs="+", help="artefacts, such as emulator")
     command(_tables, "regenerate the tables of README.md and REPRODUCING.md")
     options = parser.parse_args(words)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads: those that wait would burn a core each
     try:
         return options.action(options) or 0
     except RuntimeError as error:

@@ -19,7 +19,8 @@ shout: bool = False  # print in capitals
 import matplotlib.pyplot as plt
 import torch
 
-from popcosmos_lib import figures, run
+from popcosmos_lib import figures
+from popcosmos_lib.workflow import run
 
 this = run.start("01_tiny", profile=profile, seed=seed)
 

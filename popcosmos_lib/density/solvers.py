@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torchdiffeq import odeint
 
 __all__ = ["adams", "dopri5", "dpm", "heun", "rk4"]
 
@@ -142,6 +141,8 @@ def dopri5(slope, state, start, stop, tolerance):
     tuple of Tensor
         At noise ``stop``; differentiable.
     """
+    from torchdiffeq import odeint  # imports scipy.integrate, which no other solver needs
+
     span = torch.tensor([math.log(start), math.log(stop)], dtype=torch.float64, device=state[0].device)
     inside = {"step_t": span[1:], "first_step": 0.1}  # no evaluation at a noise that the network has not learned
     path = odeint(lambda level, now: slope(now, level.exp()), state, span, rtol=tolerance, atol=tolerance, method="dopri5", options=inside)

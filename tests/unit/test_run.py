@@ -208,7 +208,8 @@ from pathlib import Path
 
 import torch
 
-from popcosmos_lib import run, store
+from popcosmos_lib.artefacts import store
+from popcosmos_lib.workflow import run
 
 this = run.start("01_two", profile=profile, seed=seed)
 

@@ -79,8 +79,12 @@ def test_every_import_of_the_library_is_declared(wanted):
 def test_the_installed_package_is_this_checkout():
     assert Path(popcosmos_lib.__file__).resolve().parent == ROOT / "popcosmos_lib"
     assert metadata.version("popcosmos") == popcosmos_lib.__version__
-    files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["popcosmos_lib"]
-    assert set(files) == {"resources/*", "weights/*"}
+    files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = [path for path in (ROOT / "popcosmos_lib").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    for path in shipped:
+        room = ".".join(path.relative_to(ROOT).parts[:2])
+        patterns = files["*"] + [Path(pattern).name for pattern in files.get(room, []) if path.parent.name == Path(pattern).parent.name]
+        assert any(path.match(pattern) for pattern in patterns), f"{path.name} is missing from a wheel: package-data in pyproject.toml"
 
 
 def test_the_environment_is_the_locked_one(lock):

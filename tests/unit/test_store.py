@@ -121,7 +121,7 @@ def test_wrong_requests_are_explained(home):
 
 SLEEPER = """
 import sys, time, torch
-from popcosmos_lib import store
+from popcosmos_lib.artefacts import store
 
 def compute():
     print("computing", flush=True)

@@ -25,7 +25,7 @@ def made(home, monkeypatch):
 
 def test_weights_are_copied_with_their_sidecar(made):
     publish.weights(["tiny"])
-    folder = made / "popcosmos_lib" / "weights"
+    folder = made / "popcosmos_lib" / "artefacts" / "weights"
     assert sorted(path.name for path in folder.iterdir()) == ["tiny.json", "tiny.safetensors"]
     assert json.loads((folder / "tiny.json").read_text())["made"]["commit"] == "0" * 40
 
