@@ -33,6 +33,7 @@ setup: $(READY) ## make .venv from requirements.lock (every other target does it
 	"$$python" -m venv --clear .venv
 	.venv/bin/python -m pip install --no-cache-dir --no-compile -r requirements.lock
 	@.venv/bin/python -m pip uninstall -qq --yes triton # comes with the CUDA wheel of torch: 0.7 GB that only torch.compile needs
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib/python3*/site-packages > /dev/null 2>&1 || true # on all cores, which pip does on one; else every process that may not write there compiles anew
 	@touch $@
 
 .venv/.ready: .venv/.lock pyproject.toml

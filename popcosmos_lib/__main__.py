@@ -30,6 +30,7 @@ def _mock(options):
 
 
 def _fit(options):
+    import torch
     from pyarrow import parquet
 
     from popcosmos_lib.catalog import batch, columns, dry_run, readers, schema
@@ -47,6 +48,7 @@ def _fit(options):
     catalogues.check(plots)
     settings = batch.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
     work = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
+    torch.set_num_threads(1)  # one process a core: threads gain little in matrices this small
     rows, failed = batch.run(options.catalogue, out, settings=settings, **work)
     catalogues.write(out, plots)
     print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")

@@ -33,6 +33,7 @@ from popcosmos_lib.synthesis import filters
 __all__ = ["CHUNK", "Settings", "run"]
 
 CHUNK = 256  # galaxies in a part: minutes of work
+_LEAST = 32  # galaxies for which another process is worth its start of four seconds
 _ROWS = 65_536  # in a row group of the joined table
 _HOPELESS = 8  # galaxies in a chunk all of which fail for a reason that is not theirs
 _NETWORKS = ("emulator*", "population", "proposal*")  # artefacts on which a posterior depends
@@ -177,6 +178,8 @@ def _compute(plan, source, key, size, workers, scheduler):
         _same(key, begun["key"], plan.parts.name, "go on with the old ones, give another --out, or remove the folder")
         size = begun["chunk"]
     else:
+        if scheduler is None:  # so that each process has a part, but none that is not worth its start
+            size = min(size, max(_LEAST, -(-len(source) // workers)))
         store.write_text(told, json.dumps({"key": key, "chunk": size}))
     chunks, ebv = source.chunks(size), columns.reddening(source, plan.mapping)
     tasks = [(chunk, ebv[chunk.file]) for chunk in chunks if not _whole(plan.part(chunk), len(chunk))]

@@ -8,8 +8,8 @@ Alsing et al. (2020), arXiv:1911.11778, sect. 2 (activation) and 3 (photometry);
 import copy
 
 import torch
-from tqdm import tqdm
 
+from popcosmos_lib.emulation import training
 from popcosmos_lib.emulation.inputs import tabulate
 from popcosmos_lib.emulation.photulator import FAINT, Emulator, normalisation, regions, residuals, robust_sigma
 from popcosmos_lib.emulation.training_sets import draw
@@ -20,17 +20,15 @@ __all__ = ["train"]
 _BLOCK = 16_384  # rows synthesised at a time
 _KNEE = 0.003  # where the loss turns from quadratic to linear [mag]
 _NARROW = 0.05  # least width by which an input is divided: shares of light that are zero in most galaxies stay small
-_ENTRIES = 40  # in the learning curve
 _HELD_OUT, _GLANCE = 20_000, 4_000  # population-like galaxies that measure the error kept with the weights, and the learning curve
 _FEWEST = 50  # galaxies that measure the error of a region
 
 
 def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), batch=(256, 2048), rate=3e-3, pool=500_000, device=None):
-    """Train an emulator of a synthesiser, on galaxies synthesised on the way.
+    """Train an emulator of a synthesiser, on galaxies that are synthesised during the training.
 
-    The loss is close to the absolute error, so that the few galaxies that are hard do not decide for all; its weight fades beyond
-    ``FAINT``. Batches grow and the learning rate follows one cycle. At most ``pool`` galaxies are held at a time: where more are asked for,
-    the oldest are replaced at a steady pace, so the training set is as large as patience allows.
+    The loss is close to the absolute error, so that a few difficult galaxies do not dominate; its weight fades beyond ``FAINT``. At most
+    ``pool`` galaxies are held at a time; if ``n_train`` is larger, the oldest are replaced at a steady pace.
 
     Parameters
     ----------
@@ -38,20 +36,16 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
         Teacher; a copy of it goes to ``device``.
     n_train : int
         Galaxies synthesised in all.
-    steps : int
-        Optimiser steps; their number, not time, ends the training.
+    steps, batch, rate : int, (int, int), float
+        As for ``training.optimise``.
     generator : torch.Generator
         On the CPU.
     hidden : sequence of int
         Units of the hidden layers.
-    batch : (int, int)
-        First and last batch size; geometric in between.
-    rate : float
-        Peak learning rate.
     pool : int
         Galaxies held at a time.
     device : str, optional
-        Where to train; CUDA if it is there, by default.
+        Where to train; by default CUDA if available.
 
     Returns
     -------
@@ -72,22 +66,16 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), bat
     truth = torch.where(truth < FAINT, truth, torch.nan)
 
     fresh = (n_train - pool.size) // _BLOCK  # blocks still to be synthesised, at a steady pace
-    optimiser = torch.optim.Adam(emulator.network.parameters(), rate)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    history, losses = [], []
-    for step in tqdm(range(steps), disable=None, desc="emulator"):
+
+    def loss(step, size):
         if step * fresh // steps > (step - 1) * fresh // steps:
             pool.renew()
-        loss = pool.loss(emulator, round(batch[0] * (batch[1] / batch[0]) ** (step / steps)))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        cycle.step()
-        losses.append(loss.detach())
-        if (step + 1) % max(1, steps // _ENTRIES) == 0:
-            sigma = _error(emulator, held_out[:_GLANCE], truth[:_GLANCE]).median()
-            history.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "sigma": float(sigma)})
-            losses.clear()
+        return pool.loss(emulator, size)
+
+    def score():
+        return {"sigma": float(_error(emulator, held_out[:_GLANCE], truth[:_GLANCE]).median())}
+
+    history = training.optimise(emulator.network, loss, score, steps=steps, batch=batch, rate=rate, label="emulator")
     emulator.error.copy_(_error(emulator, held_out, truth))
     emulator.regional.copy_(_regional(emulator, synthesiser, draw(2 * _HELD_OUT, generator)))
     return emulator.eval().requires_grad_(False), history

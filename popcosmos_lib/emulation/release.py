@@ -19,7 +19,7 @@ from torch import nn
 
 from popcosmos_lib.artefacts import data
 from popcosmos_lib.emulation import release_pickles
-from popcosmos_lib.emulation.release_diffusion import noise_model, population
+from popcosmos_lib.emulation.release_models import noise_model, population
 from popcosmos_lib.galaxies import cosmology, parameters
 from popcosmos_lib.synthesis import filters
 

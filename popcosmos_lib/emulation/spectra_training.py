@@ -8,8 +8,8 @@ Alsing et al. (2020), arXiv:1911.11778, sect. 2 and 3.
 import copy
 
 import torch
-from tqdm import tqdm
 
+from popcosmos_lib.emulation import training
 from popcosmos_lib.emulation.spectra import BLOCK, QUANTILES, UNIT, Spectra, powers, residuals, synthesised, tabulate
 from popcosmos_lib.emulation.training_sets import draw
 from popcosmos_lib.galaxies import universe
@@ -21,7 +21,6 @@ _KNEE = 0.002  # where the loss turns from quadratic to linear [ln]
 _NARROW = 0.05  # least width by which an input is divided
 _DIM = 1e-30  # [1e-15 Lsun/Hz/Msun] least luminosity of a pixel for a spectrum to be learned from: float32 ends soon below
 _RIDGE = 1e-6  # of the least squares, against coefficients that cancel each other
-_ENTRIES = 40  # in the learning curve
 _HELD_OUT = 4000  # population-like galaxies that measure the error kept with the weights
 
 
@@ -36,21 +35,17 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), com
     synthesiser : sps.Synthesiser
         Teacher; a copy of it goes to ``device``.
     n_train : int
-        Galaxies synthesised, drawn by ``emulator.draw``.
-    steps : int
-        Optimiser steps; their number, not time, ends the training.
+        Galaxies synthesised, drawn by ``training_sets.draw``.
+    steps, batch, rate : int, (int, int), float
+        As for ``training.optimise``.
     generator : torch.Generator
         On the CPU.
     hidden : sequence of int
         Units of the hidden layers.
     components : int
         Principal components.
-    batch : (int, int)
-        First and last batch size; geometric in between.
-    rate : float
-        Peak learning rate.
     device : str, optional
-        Where to train; CUDA if it is there, by default.
+        Where to train; by default CUDA if available.
 
     Returns
     -------
@@ -70,24 +65,16 @@ def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), com
     held_out = universe.sample(_HELD_OUT, generator)
     held_inputs, held_target = _library(emulator, synthesiser, held_out)
 
-    optimiser = torch.optim.Adam(emulator.network.parameters(), rate)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    history, losses = [], []
-    for step in tqdm(range(steps), disable=None, desc="spectra"):
-        size = round(batch[0] * (batch[1] / batch[0]) ** (step / steps))
+    def loss(step, size):
         rows = torch.randint(len(inputs), (size,), generator=generator, device=device)
         square = _mean_square(emulator, inputs[rows], target[rows])
-        loss = (torch.sqrt(square + _KNEE**2) - _KNEE).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        cycle.step()
-        losses.append(loss.detach())
-        if (step + 1) % max(1, steps // _ENTRIES) == 0:
-            with torch.no_grad():
-                missed = _mean_square(emulator, held_inputs, held_target).quantile(0.99).sqrt()
-            history.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "missed": float(missed)})
-            losses.clear()
+        return (torch.sqrt(square + _KNEE**2) - _KNEE).mean()
+
+    @torch.no_grad()
+    def score():
+        return {"missed": float(_mean_square(emulator, held_inputs, held_target).quantile(0.99).sqrt())}
+
+    history = training.optimise(emulator.network, loss, score, steps=steps, batch=batch, rate=rate, label="spectra")
     error = residuals(emulator, synthesiser, held_out).abs()
     emulator.error.copy_(torch.nanquantile(error, error.new_tensor(QUANTILES), dim=0))
     return emulator.eval().requires_grad_(False), history

@@ -237,7 +237,7 @@ def closure(bars, scores):
     Parameters
     ----------
     bars : sequence
-        ``closure_test.BARS``: ``name``, ``release_diffusion`` (key -> label), ``bar``, ``goal``, ``unit``, ``perfect``.
+        ``closure_test.BARS``: ``name``, ``scores`` (key -> label), ``bar``, ``goal``, ``unit``, ``perfect``.
     scores : dict of str to dict
         Model -> scores by key; the last one is the calibrated model. ``floor`` is what two samples of one sky show.
 

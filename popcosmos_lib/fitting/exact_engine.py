@@ -17,7 +17,7 @@ import torch
 
 from popcosmos_lib.fitting import goodness_of_fit
 from popcosmos_lib.galaxies import parameters
-from popcosmos_lib.sampling import ensemble, hamiltonian, importance
+from popcosmos_lib.sampling import ensemble, hamiltonian, importance, mixtures
 from popcosmos_lib.sampling.rng import Streams
 from popcosmos_lib.survey import forward_model, likelihood
 
@@ -200,7 +200,7 @@ class _Settled:
 
 def _walk(target, row, result, stream, n_draws):
     """What importance sampling left: annealing from a mixture that fits its draws, then Hamiltonian chains."""
-    mixture = importance.fit(result.w[None], result.log_weight[None], stream)
+    mixture = mixtures.fit(result.w[None], result.log_weight[None], stream)
     generator = torch.Generator(result.w.device).manual_seed(stream.generators[0].initial_seed() // 2)
     both = lambda w, _: torch.stack([mixture.log_prob(w), target(w, row)[0]])  # noqa: E731
     start = mixture.sample(_CHAINS * _OVERDRAW, stream)

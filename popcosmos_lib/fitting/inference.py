@@ -60,7 +60,7 @@ class Result:
         a 100 Myr average, the specific one per formed mass, A_V that of the diffuse dust), ``ess`` (effective draws), ``khat`` (Pareto
         index of the importance weights), ``rhat`` (worst of z, mass and SFR, where there were chains), ``engine`` that gave the draws
         (empty where there are none), ``chi2`` (best draw), ``p_fit`` and ``p_band`` (``goodness_of_fit.p_values``), ``p_rare``
-        (``goodness_of_fit.rarity``), ``photometry``, and ``flags`` (sum of bits of ``FLAGS``).
+        (``goodness_of_fit.rarity``), ``bands``, and ``flags`` (sum of bits of ``FLAGS``).
     prior : str
     """
 

@@ -192,19 +192,19 @@ def _split(catalogue, what, generator):
 
 
 def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=None, steps=8000, polish=50, polish_lr=3e-5, **options):
-    """The population's own uncertainty: densities of bootstrapped galaxies, each with new weights and a short transport.
+    """The uncertainty of the population: densities of bootstrapped galaxies, each trained anew, each with a short transport.
 
-    Galaxies are drawn with replacement, each with all draws of its posterior; the galaxies that were not drawn, about a third, decide when
-    the transport stops. It holds the sampling of the catalogue and the chance of a training, not the prior of the draws.
+    Galaxies are drawn with replacement, each with all draws of its posterior; those not drawn, about a third, decide when the transport
+    stops. The spread covers the sampling of the catalogue and the randomness of training, not the prior of the draws.
 
     Parameters
     ----------
     calibration : Calibration, or Tensor of shape (n, k, 16)
-        Of the objective "posterior", or its draws.
+        A calibration with the objective "posterior", or its draws.
     forward : ForwardModel
-        Without corrections, those of the calibration are put in; with draws alone, as it is.
+        The corrections of the calibration are put in; with draws alone, it is used as it is.
     catalogue : object with ``flux``, (n, 26) [µJy]
-        The galaxies of the draws, in their order; more may follow, whose photometry alone is used, by the transport.
+        The galaxies of the draws, in the same order; the transport also uses the photometry of any that follow.
     members : int
     generator : torch.Generator
     checkpoint : checkpoint.Checkpoint, optional
@@ -214,7 +214,7 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
     polish, polish_lr : int, float
         Steps and rate of the transport.
     **options
-        Of ``Population.fit``.
+        Options of ``Population.fit``.
 
     Returns
     -------
@@ -243,10 +243,8 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
         left[rows] = False
         population = _learn(draws[rows[rows < len(draws)]].flatten(0, 1), generator, Checkpoint(None, {}), steps, **options)
         if _comparable(catalogue):
-            loss, held = (
-                optimal_transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]])),
-                asinh_magnitude(catalogue.flux[left]),
-            )
+            loss = optimal_transport.Transport(asinh_magnitude(catalogue.flux[rows[whole[rows]]]))
+            held = asinh_magnitude(catalogue.flux[left])
             population = match(population, forward, loss, held, generator=generator, iterations=polish, lr=polish_lr)[0]
         made.append(population)
         checkpoint.save({"members": [member.state_dict() for member in made], "generator": generator.get_state()})

@@ -55,22 +55,21 @@ def posterior_draws(theta, flux, flux_err, *, emulator, prior, generator, trajec
     floor = likelihood.fractional_error(floor, emulator).to(flux)
     spread = hamiltonian.core_width(parameters.to_latent(prior.sample(4096, generator).to(flux)))
     rows = torch.arange(len(flux), device=flux.device).split(hamiltonian.rows_at_once(flux))
-    settings = emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep
-    parts = [
-        _from_fits(parameters.to_latent(theta[r]), flux[r], flux_err[r], *settings) for r in tqdm(rows, desc="posteriors", disable=None)
-    ]
+
+    def walked(rows):
+        data, start = (flux[rows], flux_err[rows]), parameters.to_latent(theta[rows])
+
+        def log_density(phi):
+            magnitude = likelihood.photometry(emulator, parameters.to_theta(phi))
+            return likelihood.log_likelihood(magnitude, *data, floor) + prior.log_prob(phi)
+
+        whiten = whitening(start, *data, emulator, spread, floor)
+        step = torch.full_like(start[:, 0], hamiltonian.FIRST_STEP)
+        draws, acceptance, _ = hamiltonian.walk(start, log_density, whiten, step, generator, trajectories, leapfrogs, keep)
+        return parameters.to_theta(draws), acceptance
+
+    parts = [walked(part) for part in tqdm(rows, desc="posteriors", disable=None)]
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
-
-
-def _from_fits(phi, flux, flux_err, emulator, prior, spread, floor, generator, trajectories, leapfrogs, keep):
-    def log_density(phi):
-        magnitude = likelihood.photometry(emulator, parameters.to_theta(phi))
-        return likelihood.log_likelihood(magnitude, flux, flux_err, floor) + prior.log_prob(phi)
-
-    whiten = whitening(phi, flux, flux_err, emulator, spread, floor)
-    step = torch.full_like(phi[:, 0], hamiltonian.FIRST_STEP)
-    draws, acceptance, _ = hamiltonian.walk(phi, log_density, whiten, step, generator, trajectories, leapfrogs, keep)
-    return parameters.to_theta(draws), acceptance
 
 
 def whitening(phi, flux, flux_err, emulator, spread, floor):

@@ -299,13 +299,12 @@ def widths(draws):
     Returns
     -------
     Tensor of shape (16,)
-        Root of (mean variance within galaxies over variance of all draws): 1 where photometry adds nothing, below ``CONSTRAINED`` where
-        it decides.
+        Root of mean variance within galaxies over variance of all draws: 1 where it adds nothing, below ``CONSTRAINED`` if decisive.
 
     Raises
     ------
     ValueError
-        If there is one draw a galaxy: it has no width.
+        If there is one draw per galaxy, which has no width.
     """
     if draws.ndim != 3 or draws.shape[1] < 2:
         raise ValueError(f"draws of shape (n, k >= 2, 16) are needed to measure a width; got {tuple(draws.shape)}")
@@ -322,10 +321,8 @@ class Constraints(NamedTuple):
 
     Attributes
     ----------
-    width : Tensor of shape (16,)
-        Of `widths`.
-    apart : Tensor of shape (16,)
-        Of `apart`.
+    width, apart : Tensor of shape (16,)
+        Results of `widths` and `apart`.
     decided : Tensor of shape (16,), bool
         Width below ``CONSTRAINED`` and no further apart than ``AGREE``: data, not the prior, decide.
     """

@@ -1,9 +1,10 @@
-"""Matching a mock to a catalogue: the loop that moves a population's weights, zero points and line strengths down a loss.
+"""Matching a mock to a catalogue: gradient steps on a population's weights, zero points and line strengths.
 
-The loss is any of ``optimal_transport.Transport`` and ``summary_statistics.Summaries``, plus ``ForwardModel.leak``, which pulls back the
-galaxies that a smooth density leaks across the sharp limit of the catalogue; without it the cheapest way to lower the distance is to leak
-more. Base draws are fixed, so the loss is a smooth function of what is learned, and there are more of them than galaxies, so that enough
-are left after the selection. What is kept is what does best on galaxies and base draws that the steps never saw. Introduced in notebook 04.
+The loss is ``optimal_transport.Transport`` or ``summary_statistics.Summaries``, plus ``ForwardModel.leak``. The second term penalises
+galaxies that a smooth density leaks across the sharp limit of the catalogue; without it, leaking more is the cheapest way to lower the
+distance. Base draws are fixed, so the loss is a smooth function of what is learned; there are more of them than galaxies, so that enough
+remain after the selection. The weights kept are those that do best on galaxies and base draws not used in the steps. Introduced in
+notebook 04.
 
 References
 ----------
@@ -61,146 +62,160 @@ def match(
     population, forward, loss, held, *, generator, checkpoint=None, iterations=100, batch=1024, lr=1e-4, charge=0.2, corrections=False,
     lr_zero_point=3e-3, lr_lines=3e-2, more=1.25, every=10, patience=8,
 ):  # fmt: skip
-    """Move a population, and where asked its corrections, until its mock photometry lies on a catalogue's.
+    """Adjust a population, and optionally its corrections, until its mock photometry matches that of a catalogue.
 
     Parameters
     ----------
-    population : Population
-        Where to start; not changed.
-    forward : ForwardModel
-        Its corrections are where those start; not changed.
-    loss : transport.Transport or summaries.Summaries
-        Of the galaxies that are learned from.
+    population, forward : Population, ForwardModel
+        Starting point, and the model that holds the starting values of the corrections; neither is changed.
+    loss : optimal_transport.Transport or summary_statistics.Summaries
+        Loss on the galaxies to learn from.
     held : Tensor of shape (n, 26)
-        asinh magnitudes of the galaxies that decide when to stop.
+        asinh magnitudes of the held-out galaxies, which decide when to stop.
     generator : torch.Generator
-        Base draws, batches and directions.
+        Source of base draws, batches and directions.
     checkpoint : checkpoint.Checkpoint, optional
-        Written every ``every`` steps; a run that finds one goes on from it and ends at the same weights, bit by bit.
+        Written at every score; a resumed run ends at the same weights, bit by bit.
     iterations, batch, lr : int, int, float
-        Adam steps, galaxies a step (all, where there are fewer) and rate of the weights; all rates fall to zero as a cosine.
-    charge : float
-        Weight of ``ForwardModel.leak``.
-    corrections : bool
-        Learn zero points and line strengths as well, at rates ``lr_zero_point`` and ``lr_lines`` (a step of Adam is about its rate).
-    more : float
-        Base draws per galaxy, more than one.
+        Adam steps, galaxies per step (all, if there are fewer) and learning rate of the weights; all rates follow a cosine to zero.
+    corrections, lr_zero_point, lr_lines : bool, float, float
+        Whether to learn zero points and line strengths too, and their rates (a step of Adam is about as large as its rate).
+    charge, more : float, float
+        Weight of ``ForwardModel.leak`` in the loss; base draws per galaxy, more than one.
     every, patience : int
-        Steps between held-out records, and records without a better one after which to stop.
+        Steps between held-out scores, and the number of scores without improvement after which to stop.
 
     Returns
     -------
     population : Population
-        That of the best held-out loss; with corrections, of the last one that is as good to 5 %.
-    corrections : tuple of two Tensors, (26,) and (44,)
-        Zero points and line strengths that belong to it.
+        The one with the best held-out loss; with corrections, the last one within 5 % of the best.
+    corrections : tuple of Tensors of shape (26,) and (44,); its zero points and line strengths
     history : dict of str to list
-        One entry a record: ``step``; ``training``, the mean loss of the steps since the last; held out, ``loss``, and sliced W2 of
-        ``magnitudes`` and of ``colours`` whatever the loss; of the mock, ``mean_z``, ``sd_z``, the fraction ``selected``, and ``mean``
-        and ``sd`` of the 16 parameters; ``log_zero_point`` and ``line_scale``.
+        One entry per score: ``step``; mean ``training`` loss; held-out ``loss``, sliced W2 of ``magnitudes`` and ``colours``; ``mean_z``,
+        ``sd_z``, fraction ``selected``, ``mean`` and ``sd`` of the 16 parameters of the mock; the corrections.
 
     Raises
     ------
     ValueError
-        If hardly any galaxy of the start passes the selection, or the loss or its gradient stops being finite.
+        If almost no galaxy passes the selection, or the loss or its gradient is not finite.
     """
     checkpoint = checkpoint or Checkpoint(None, {})
     saved = checkpoint.load()
     begin = saved["begin"] if saved else generator.get_state()
     generator.set_state(begin)  # so that a run that goes on has the base draws of the one that was killed
-    population = copy.deepcopy(population).requires_grad_(True)
-    learned = [x.detach().to(held).clone().requires_grad_(corrections) for x in (forward.log_zero_point, forward.line_scale)]
-    forward = forward.corrected(*learned)
-    mock, other = (_Mock(n, more, forward, generator, held) for n in (len(loss.target), len(held)))
-    groups = [{"params": list(population.net.parameters()), "rate": lr}]
-    groups += [{"params": [x], "rate": rate} for x, rate in zip(learned, (lr_zero_point, lr_lines), strict=True) if corrections]
-    optimiser = torch.optim.Adam(groups, lr=lr)
-    near = _NEAR if corrections else 1.0
-    ruler, judge = optimal_transport.Transport(loss.target).against(held), loss.against(held)
-
-    def weights():
-        return {"population": population.state_dict(), "log_zero_point": learned[0].detach(), "line_scale": learned[1].detach()}
-
-    def restore(state):
-        population.load_state_dict(state["population"])
-        for value, name in zip(learned, ("log_zero_point", "line_scale"), strict=True):
-            value.data.copy_(state[name])
-
-    def record(step, training):
-        theta, magnitude, selected, missed = other.whole(population, forward)
-        if selected < _LEAST:
-            raise ValueError(
-                f"only {selected:.1%} of the mock galaxies pass {forward.selection} at step {step}: start from galaxies that do, "
-                "or lower the rate lr"
-            )
-        apart = ruler.parts(magnitude)
-        z = parameters.column(theta, "z")
-        values = {
-            "step": step, "training": training, "loss": float(judge(magnitude)) + charge * missed, "magnitudes": float(apart[0]),
-            "colours": float(apart[1]), "mean_z": float(z.mean()), "sd_z": float(z.std()), "selected": selected,
-            "mean": theta.mean(0).tolist(), "sd": theta.std(0).tolist(), "log_zero_point": learned[0].tolist(),
-            "line_scale": learned[1].tolist(),
-        }  # fmt: skip
-        for name, value in values.items():
-            history.setdefault(name, []).append(value)
-        return _stale(history["loss"], near) == 0
-
-    if saved:
-        history, best, first = saved["history"], saved["best"], saved["history"]["step"][-1]
-        restore(saved["weights"])
-        optimiser.load_state_dict(saved["optimiser"])
-        generator.set_state(saved["generator"])
-    else:
-        history, first = {}, 0
-        record(0, math.nan)
-        best = copy.deepcopy(weights())
-
+    rates = [lr, lr_zero_point, lr_lines] if corrections else [lr]
+    state = _State(population, forward, loss, held, rates, charge, more, generator)
+    first = state.begin(saved, generator)
     losses = []
     for step in tqdm(range(first + 1, iterations + 1), desc="calibration", initial=first, total=iterations, disable=None):
-        if _stale(history["loss"], near) >= patience:
+        if state.stale() >= patience:
             break
-        optimiser.zero_grad(set_to_none=True)
-        value = _backward(population, forward, loss, mock, min(batch, mock.n), charge, generator)
-        steep = torch.nn.utils.get_total_norm([x.grad for group in groups for x in group["params"] if x.grad is not None])
+        losses.append(state.step(step, iterations, batch, generator))
+        if step % every == 0 or step == iterations:
+            state.record(step, sum(losses) / len(losses))
+            losses = []
+            checkpoint.save(state.saved() | {"begin": begin, "generator": generator.get_state()})
+    checkpoint.clear()
+    state.restore(state.best)
+    return state.population.eval().requires_grad_(False), tuple(x.detach() for x in state.learned), state.history
+
+
+class _State:
+    """What a calibration by matching changes: the population, the corrections, the optimiser, and the record of how well they do."""
+
+    def __init__(self, population, forward, loss, held, rates, charge, more, generator):
+        corrections = len(rates) > 1
+        self.loss, self.charge, self.near = loss, charge, _NEAR if corrections else 1.0
+        self.population = copy.deepcopy(population).requires_grad_(True)
+        self.learned = [x.detach().to(held).clone().requires_grad_(corrections) for x in (forward.log_zero_point, forward.line_scale)]
+        self.forward = forward.corrected(*self.learned)
+        self.mock, self.other = (_Mock(n, more, self.forward, generator, held) for n in (len(loss.target), len(held)))
+        learnt = [list(self.population.net.parameters()), *([x] for x in self.learned)]
+        self.groups = [{"params": params, "rate": rate} for params, rate in zip(learnt, rates, strict=False)]
+        self.optimiser = torch.optim.Adam(self.groups, lr=rates[0])
+        self.ruler, self.judge = optimal_transport.Transport(loss.target).against(held), loss.against(held)
+        self.history, self.best = {}, None
+
+    def weights(self):
+        """All that is learned, by name."""
+        corrections = {name: value.detach() for name, value in zip(("log_zero_point", "line_scale"), self.learned, strict=True)}
+        return {"population": self.population.state_dict()} | corrections
+
+    def restore(self, weights):
+        self.population.load_state_dict(weights["population"])
+        for value, name in zip(self.learned, ("log_zero_point", "line_scale"), strict=True):
+            value.data.copy_(weights[name])
+
+    def saved(self):
+        return {"weights": self.weights(), "best": self.best, "optimiser": self.optimiser.state_dict(), "history": self.history}
+
+    def begin(self, saved, generator):
+        """Score the start, or go on from a checkpoint; returns the step reached."""
+        if not saved:
+            self.record(0, math.nan)
+            return 0
+        self.history, self.best = saved["history"], saved["best"]
+        self.restore(saved["weights"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"])
+        return self.history["step"][-1]
+
+    def stale(self):
+        """Records since the best one, or since the last whose loss is less than ``near`` times the smallest."""
+        losses = self.history["loss"]
+        first = losses.index(min(losses))
+        return len(losses) - 1 - max(i for i, loss in enumerate(losses) if i == first or loss < self.near * losses[first])
+
+    def record(self, step, training):
+        """Score the held-out galaxies, and keep the weights where they are the best so far."""
+        theta, magnitude, selected, missed = self.other.whole(self.population, self.forward)
+        if selected < _LEAST:
+            raise ValueError(
+                f"only {selected:.1%} of the mock galaxies pass {self.forward.selection} at step {step}: start from galaxies that do, "
+                "or lower the rate lr"
+            )
+        apart = self.ruler.parts(magnitude)
+        z = parameters.column(theta, "z")
+        values = {
+            "step": step, "training": training, "loss": float(self.judge(magnitude)) + self.charge * missed,
+            "magnitudes": float(apart[0]), "colours": float(apart[1]), "mean_z": float(z.mean()), "sd_z": float(z.std()),
+            "selected": selected, "mean": theta.mean(0).tolist(), "sd": theta.std(0).tolist(),
+            "log_zero_point": self.learned[0].tolist(), "line_scale": self.learned[1].tolist(),
+        }  # fmt: skip
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+        if self.stale() == 0:
+            self.best = copy.deepcopy(self.weights())
+
+    def step(self, step, iterations, batch, generator):
+        """One step of Adam down the loss of a batch; returns the loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        value = self._backward(min(batch, self.mock.n), generator)
+        steep = torch.nn.utils.get_total_norm([x.grad for group in self.groups for x in group["params"] if x.grad is not None])
         if not math.isfinite(value + steep):
             raise ValueError(f"the loss is {value} and its gradient {steep} at step {step}: lower the rate lr")
-        if step == 1 and corrections:
-            optimiser.param_groups[2]["eps"] = _MATTERS * float(learned[1].grad.abs().max())
-        for group in optimiser.param_groups:
+        if step == 1 and len(self.groups) > 1:
+            self.optimiser.param_groups[2]["eps"] = _MATTERS * float(self.learned[1].grad.abs().max())
+        for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * (step - 1) / iterations))
-        optimiser.step()
-        learned[1].data.clamp_(min=-1.0)  # a line can be absent, not negative
-        losses.append(value)
-        if step % every == 0 or step == iterations:
-            if record(step, sum(losses) / len(losses)):
-                best = copy.deepcopy(weights())
-            losses = []
-            state = {"begin": begin, "weights": weights(), "best": best, "optimiser": optimiser.state_dict(), "history": history}
-            checkpoint.save(state | {"generator": generator.get_state()})
-    restore(best)
-    checkpoint.clear()
-    return population.eval().requires_grad_(False), tuple(x.detach() for x in learned), history
+        self.optimiser.step()
+        self.learned[1].data.clamp_(min=-1.0)  # a line can be absent, not negative
+        return value
 
+    def _backward(self, batch, generator):
+        """Gradients from a batch of base draws (or all, in fixed order), trimmed to the size of a batch of the catalogue.
 
-def _backward(population, forward, loss, mock, batch, charge, generator):
-    """Gradients of a batch of base draws, or of all of them in their one order, trimmed to as many galaxies as a batch of the catalogue.
-
-    Brightness and leaking move the galaxies alone: zero points and lines would otherwise make up for a population, or a sample, that is too
-    bright by chance, since magnitudes scatter by more than one and colours by a few tenths. They learn from the colours.
-    """
-    count = math.ceil(batch * mock.size / mock.n)
-    rows = torch.arange(mock.size)
-    if count < mock.size:
-        rows = torch.randperm(mock.size, generator=generator, device=generator.device)[:count]
-    theta, seen = mock.observe(population, forward, rows)
-    brightness, colours = loss.parts(asinh_magnitude(seen.flux[seen.selected][:batch]), generator)
-    brightness = brightness + charge * forward.leak(seen)
-    pull = torch.autograd.grad(brightness, theta, retain_graph=True)[0]
-    torch.autograd.backward([colours, theta], [None, pull])
-    return float((brightness + colours).detach())
-
-
-def _stale(losses, near):
-    """Records since the best one, or since the last whose loss is less than ``near`` times the smallest."""
-    first = losses.index(min(losses))
-    return len(losses) - 1 - max(i for i, loss in enumerate(losses) if i == first or loss < near * losses[first])
+        Brightness and leaking move the galaxies alone: zero points and lines would otherwise make up for a population, or a sample, that is
+        too bright by chance, since magnitudes scatter by more than one and colours by a few tenths. They learn from the colours.
+        """
+        mock = self.mock
+        count = math.ceil(batch * mock.size / mock.n)
+        rows = torch.arange(mock.size)
+        if count < mock.size:
+            rows = torch.randperm(mock.size, generator=generator, device=generator.device)[:count]
+        theta, seen = mock.observe(self.population, self.forward, rows)
+        brightness, colours = self.loss.parts(asinh_magnitude(seen.flux[seen.selected][:batch]), generator)
+        brightness = brightness + self.charge * self.forward.leak(seen)
+        pull = torch.autograd.grad(brightness, theta, retain_graph=True)[0]
+        torch.autograd.backward([colours, theta], [None, pull])
+        return float((brightness + colours).detach())

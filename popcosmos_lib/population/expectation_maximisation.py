@@ -58,40 +58,32 @@ def posteriors(
     flux, flux_err, *, forward, start, generator, checkpoint=None, floor=0.02, iterations=4, trajectories=20, leapfrogs=8, keep=4,
     start_steps=400, refit_steps=200, smoothing=(0.1, 0.03), held_out=0.1, width=96, depth=6,
 ):  # fmt: skip
-    """Draw the posterior of every galaxy of a catalogue under the population that the catalogue itself implies.
+    """Draw every galaxy's posterior under the population that the catalogue itself implies.
 
-    Stops before ``iterations`` when the density describes the draws of galaxies that it was not fitted to worse than the one before did:
-    from there on it learns its own galaxies, not the population.
+    Stops early when the density describes held-out galaxies worse than in the iteration before: from then on it overfits.
 
     Parameters
     ----------
     flux, flux_err : Tensor of shape (n, 26)
-        Photometry and errors of galaxies that passed the selection [µJy]; a band where either is not finite is left out. A galaxy without
-        any band draws from the population.
-    forward : population.ForwardModel
-        Parameters to photometry, with the corrections it holds; its selection is the catalogue's.
+        Photometry and errors of galaxies that passed the selection [µJy]; a band where either is not finite is ignored.
+    forward : ForwardModel
+        Parameters to photometry, corrections included; its selection is that of the catalogue.
     start : Tensor of shape (n, 16) or (n, k, 16)
-        Draws of the posterior of each galaxy under a prior, or one point each. Their density is learned first, and the chains begin at the
-        last of each galaxy.
+        One point per galaxy, or draws of its posterior under a prior. Their density is learned first; chains begin at the last draw.
     generator : torch.Generator
         Source of all randomness.
     checkpoint : checkpoint.Checkpoint, optional
-        Written after every iteration; a run that was killed goes on from it and ends at the same result.
+        Written after every iteration; a resumed run ends at the same result.
     floor : float or Tensor of shape (26,)
         Fractional error of the model flux; the emulator's error is added.
-    iterations : int
-        At most.
-    trajectories, leapfrogs, keep : int
-        Of the chains in each iteration, as for ``chains.posterior_draws``.
-    start_steps, refit_steps : int
-        Adam steps of the density, at the start and in each iteration.
+    iterations, trajectories, leapfrogs, keep : int
+        Maximum number of iterations, and the chains of each, as for ``chains.posterior_draws``.
+    start_steps, refit_steps, width, depth : int
+        Adam steps of the density, at the start and in each iteration; size of the flow.
     smoothing : (float, float)
-        Noise added to the draws that the density learns from, first and last, in units of the start's standard deviation.
+        Noise added to the draws that the density learns from, first and last, in units of the starting standard deviation.
     held_out : float
-        Share of the galaxies that no density is fitted to; they score it, and have posteriors like all others. Without any there is no
-        early stop, and the scores are NaN.
-    width, depth : int
-        Of the flow.
+        Fraction of galaxies that no density is fitted to and that score it; with 0 there is no early stop and scores are NaN.
 
     Returns
     -------
@@ -100,7 +92,7 @@ def posteriors(
     Raises
     ------
     ValueError
-        If the start is not finite or not one of each galaxy.
+        If the start is not finite, or does not have points for every galaxy.
     """
     checkpoint = checkpoint or Checkpoint(None, {})
     catalogue = _Catalogue(flux, flux_err, forward, floor)

@@ -57,7 +57,7 @@ class Mock:
     sky : survey.Survey
     synthesiser : sps.Synthesiser
         Of the survey's bands: derived quantities, and magnitudes where there is no emulator.
-    emulator : object with ``magnitudes(theta)`` and ``photometry``, optional
+    emulator : object with ``magnitudes(theta)`` and ``bands``, optional
         Faster magnitudes; it needs the survey's bands among its own.
     selection : str, optional
         Cuts on observed flux, as for ``survey.select``; by default the survey's own.

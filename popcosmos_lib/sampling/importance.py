@@ -1,11 +1,10 @@
 """Adaptive multiple importance sampling of many densities at once, with Pareto-smoothed weights.
 
 Each target is a density of w that is roughly a unit normal. Rounds of draws come from mixtures of Student-t components, refitted to what
-was drawn so far; every draw is weighted by the average of all the densities it could have come from, so that none of the effort is lost
-and a poor early round cannot spoil a good later one. A mixture that is fitted to draws is large where they are: weighted by it, they come
-out more even than fresh draws would, effective draws are overstated (1.5 times here) and widths are too small (3 per cent). Draws are
-therefore kept in folds, and those of a fold come from, and are weighted by, mixtures that were fitted to the other folds. Used by
-``exact_engine``.
+was drawn so far; every draw is weighted by the average of all the densities it could have come from, so that none of the effort is lost and
+a poor early round cannot spoil a good later one. A mixture that is fitted to draws is large where they are: weighted by it, they come out
+more even than fresh draws would, effective draws are overstated (1.5 times here) and widths are too small (3 per cent). Draws are therefore
+kept in folds, and those of a fold come from, and are weighted by, mixtures that were fitted to the other folds. Used by ``exact_engine``.
 
 References
 ----------
@@ -19,18 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Draws", "Mixture", "effective", "fit", "pareto_smooth", "sample", "thin", "tilted"]
+from popcosmos_lib.sampling.mixtures import WIDE, effective, fit, log_wide
+
+__all__ = ["Draws", "pareto_smooth", "sample", "thin", "tilted"]
 
 _FOLDS = 4  # of the draws; each mixture is fitted to three of them and draws for the fourth
 _STEADY = 8  # a round brings at least this part of all draws so far: the cost of all mixtures on all draws then stays small
-_NU = 16.0  # degrees of freedom of the components
-_COMPONENTS = 2
-_DEFENSIVE, _WIDE = 0.1, 1.1  # weight and width of the normal that every round draws from as well
-_ITERATIONS = 4  # of the fit of a mixture
-_FITTED = 2048  # draws it is fitted to, those of the largest weight
-_LEAST = 120.0  # effective draws that a fit needs; weights are tempered until there are as many
-_COOLEST = 1 / 128  # least exponent tried, and the resolution of it
-_SHRINK = 30.0  # draws that the common covariance counts for in that of each component
 _HOPELESS = 0.1  # share of its effective draws that the caller has use for, below which a target is given up
 _TAIL = 3.0  # tail of n weights that is smoothed, in units of sqrt(n); at most a fifth of them
 _FEWEST = 5  # weights that a tail needs
@@ -60,118 +53,6 @@ class Draws(NamedTuple):
     khat: float
     log_integral: float
     rounds: int
-
-
-class Mixture(NamedTuple):
-    """Mixtures of Student-t components with a defensive normal, one for each of g targets.
-
-    Attributes
-    ----------
-    log_weight : Tensor of shape (g, c)
-    mean : Tensor of shape (g, c, d)
-    factor : Tensor of shape (g, c, d, d)
-        Lower Cholesky factors of the scale matrices.
-    """
-
-    log_weight: torch.Tensor
-    mean: torch.Tensor
-    factor: torch.Tensor
-
-    def _whitened(self, w):
-        """Squared distances of w (g, n, d) from the components (g, c, n), and ln det of the factors (g, c)."""
-        inverse = torch.linalg.inv(self.factor)  # (g, c, d, d)
-        y = (inverse.flatten(1, 2) @ w.mT).unflatten(1, self.mean.shape[1:]) - inverse @ self.mean[..., None]
-        return y.square().sum(2), self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-    def terms(self, w):
-        """ln of weight x density of each t component at w (g, n, d), and the squared distance from it: (g, c, n) each."""
-        d = w.shape[-1]
-        distance, volume = self._whitened(w)
-        constant = math.lgamma((_NU + d) / 2) - math.lgamma(_NU / 2) - d / 2 * math.log(_NU * math.pi)
-        return (self.log_weight - volume + constant)[..., None] - 0.5 * (_NU + d) * torch.log1p(distance / _NU), distance
-
-    def log_prob(self, w):
-        """ln density at w (g, n, d), defensive part included: (g, n)."""
-        t = self.terms(w)[0].logsumexp(1)
-        return torch.logaddexp(t + math.log(1 - _DEFENSIVE), _log_wide(w) + math.log(_DEFENSIVE))
-
-    def sample(self, n, random):
-        """Draws (g, n, d) from ``random``, a `rng.Streams`."""
-        d = self.mean.shape[-1]
-        normal, uniform = random.normal(n, d + int(_NU)), random.uniform(n)
-        wide = uniform < _DEFENSIVE
-        cumulative = self.log_weight.exp().cumsum(-1)
-        c = torch.searchsorted(cumulative, (uniform - _DEFENSIVE).clamp_min(0.0) / (1 - _DEFENSIVE)).clamp_max(cumulative.shape[-1] - 1)
-        spread = (_NU / normal[..., d:].square().sum(-1, keepdim=True)).sqrt()
-        rows = torch.arange(len(c), device=c.device)[:, None]
-        factor, mean = self.factor[rows, c], self.mean[rows, c]
-        t = mean + (factor @ normal[..., :d, None])[..., 0] * spread
-        return torch.where(wide[..., None], _WIDE * normal[..., :d], t)
-
-    def of(self, rows):
-        """The mixtures of some targets."""
-        return Mixture(*(x[rows] for x in self))
-
-
-def _log_wide(w):
-    d = w.shape[-1]
-    return -0.5 * (w / _WIDE).square().sum(-1) - d * math.log(_WIDE) - d / 2 * math.log(2 * math.pi)
-
-
-def effective(log_weight):
-    """Effective number of draws (Kish) of weights (..., n): (...)."""
-    return torch.exp(2 * log_weight.logsumexp(-1) - (2 * log_weight).logsumexp(-1))
-
-
-def fit(w, log_weight, random):
-    """Mixtures for weighted draws.
-
-    The weights are tempered until enough draws count: a mixture then wider than the target draws what is needed to fit it closer in the
-    next round.
-
-    Parameters
-    ----------
-    w : Tensor of shape (g, n, d)
-    log_weight : Tensor of shape (g, n)
-    random : rng.Streams
-        Chooses the first centres.
-
-    Returns
-    -------
-    Mixture
-    """
-    if w.shape[1] > _FITTED:
-        log_weight, rows = log_weight.topk(_FITTED, -1)
-        w = w.gather(1, rows[..., None].expand(-1, -1, w.shape[-1]))
-    g, n, d = w.shape
-    temper, step = torch.full_like(log_weight[:, :1], _COOLEST), 1.0
-    while step > _COOLEST:  # the largest exponent that leaves enough, by bisection
-        more, step = (temper + step).clamp_max(1.0), step / 2
-        temper = torch.where(effective(log_weight * more)[:, None] >= _LEAST, more, temper)
-    p = torch.softmax(log_weight * temper, -1)
-    mean = (p[..., None] * w).sum(1)
-    x = w - mean[:, None]
-    eye = torch.eye(d).to(w)
-    common = (p[..., None] * x).mT @ x + 1e-4 * eye
-    first = torch.searchsorted(p.cumsum(-1), random.uniform(_COMPONENTS)).clamp_max(n - 1)
-    mixture = Mixture(
-        torch.full((g, _COMPONENTS), -math.log(_COMPONENTS)).to(w),
-        w.gather(1, first[..., None].expand(-1, -1, d)),
-        torch.linalg.cholesky(common)[:, None].expand(-1, _COMPONENTS, -1, -1),
-    )
-    count = effective(p.log())[:, None]
-    for _ in range(_ITERATIONS):
-        terms, distance = mixture.terms(w)
-        share = torch.softmax(terms, 1) * p[:, None]  # (g, c, n)
-        total = share.sum(-1)
-        robust = share * (_NU + d) / (_NU + distance)
-        mean = (robust @ w) / robust.sum(-1, keepdim=True).clamp_min(1e-12)
-        x = w[:, None] - mean[:, :, None]
-        scatter = (robust[..., None] * x).mT @ x
-        held = _SHRINK / count  # share of all draws
-        covariance = (scatter + held[..., None, None] * common[:, None]) / (total + held)[..., None, None] + 1e-6 * eye
-        mixture = Mixture((total + 1e-3).log().log_softmax(-1), mean, torch.linalg.cholesky(covariance))
-    return mixture
 
 
 def pareto_smooth(log_weight):
@@ -234,76 +115,105 @@ def tilted(weight, gain):
     return pareto_smooth(log_weight.view(-1, log_weight.shape[-1]))[0].view(log_weight.shape).exp()
 
 
+class _Rounds:
+    """Draws of all rounds so far, of the targets that are not done yet.
+
+    Each list has one entry per round; the folds of a target are successive rows, (g x folds, n, ...). The density of each draw under the
+    mixtures of all rounds is kept as a running logsumexp.
+    """
+
+    def __init__(self):
+        self.w, self.target, self.extra, self.density, self.mixtures, self.sizes = [], [], [], [], [], []
+
+    def next(self, draws, dim, part):
+        """Draws of a new round; it brings at least one in ``_STEADY`` of all draws."""
+        self.sizes.append(draws * max(1, sum(self.sizes) // (_STEADY * draws)))
+        n = self.sizes[-1] // _FOLDS
+        return self.mixtures[-1].sample(n, part) if self.mixtures else WIDE * part.normal(n, dim)
+
+    def add(self, new, value, kept):
+        """Take the draws of a round, each weighted by the average of all densities that it could have come from."""
+        own = log_wide(new) + math.log(self.sizes[0])
+        for mixture, size in zip(self.mixtures, self.sizes[1:], strict=True):
+            own = torch.logaddexp(own, mixture.log_prob(new) + math.log(size))
+        if self.mixtures:
+            last, size = self.mixtures[-1], math.log(self.sizes[-1])
+            self.density = [torch.logaddexp(old, last.log_prob(x) + size) for old, x in zip(self.density, self.w, strict=True)]
+        self.w, self.extra = [*self.w, new], [*self.extra, kept]
+        self.target = [*self.target, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf)]
+        self.density = [*self.density, own]
+
+    def log_weight(self):
+        """Unnormalised ln weights of all draws of each target, (g, n)."""
+        return _joined(torch.cat(self.target, 1) - torch.cat(self.density, 1))
+
+    def of(self, j):
+        """All draws of a target, and what else was kept of them."""
+        rows = slice(_FOLDS * j, _FOLDS * (j + 1))
+        return [torch.cat([x[rows] for x in kinds], 1).flatten(0, 1) for kinds in (self.w, self.extra)]
+
+    def keep(self, rows):
+        """Drop the targets that are done."""
+        lists = (self.w, self.target, self.extra, self.density)
+        self.w, self.target, self.extra, self.density = ([x[rows] for x in kinds] for kinds in lists)
+        self.mixtures = [old.of(rows) for old in self.mixtures]
+
+    def refit(self, smoothed, part):
+        """Fit the mixtures of the next round: that of each fold to the draws of the others."""
+        self.mixtures.append(fit(_others(torch.cat(self.w, 1)), _others(_folded(smoothed)), part))
+
+
 def sample(log_target, random, *, dim=16, draws=1024, rounds=34, ess=400.0, khat=0.7, count=None, spare=1.0):
     """Draw from many targets until each has enough effective draws.
 
     Parameters
     ----------
     log_target : callable
-        ``log_target(w, rows)`` for w (k, n, dim) of the targets ``rows`` (k,) gives ln of the target (k, n), unnormalised, and what else is
-        to be kept of each draw, (k, n, e).
+        ``log_target(w, rows)``, for w (k, n, dim) of the targets ``rows`` (k,), returns ln of the unnormalised target, (k, n), and any
+        further quantities to keep with each draw, (k, n, e).
     random : rng.Streams
-        One for each target.
-    dim : int
-    draws : int
-        In each of the first rounds, a multiple of the four folds; later rounds are larger.
-    rounds : int
-        At most.
+        One stream for each target.
+    dim, draws, rounds : int
+        Dimension; draws in each of the first rounds, a multiple of the four folds (later rounds are larger); maximum number of rounds.
     ess, khat : float
-        A target is done when it has as many effective draws and its weights a Pareto tail below ``khat``.
+        A target is done when it has ``ess`` effective draws and the Pareto shape of its weights is below ``khat``.
     count : callable, optional
-        ``count(rows, draws)`` is asked for the targets ``rows`` (k,) that are done, with their `Draws`: the effective draws that the caller
-        makes of them (k,). Those that fall short of ``ess`` go on until they should not, and are asked for again; those that keep less
-        than a tenth of their effective draws are given up, as the draws of all rounds would not be enough.
+        ``count(rows, draws)`` receives the targets ``rows`` (k,) that are done and their `Draws`, and returns how many effective draws the
+        caller is left with, (k,). A target left with fewer than ``ess`` is sampled further and counted again; one left with less than a
+        tenth of its effective draws is given up, because no number of rounds would suffice.
     spare : float
-        Times ``ess`` are the effective draws before ``count`` is first asked.
+        ``count`` is first called when a target has ``spare`` times ``ess`` effective draws.
 
     Returns
     -------
     list of Draws
         One for each target, in order.
     """
-    active = torch.arange(len(random.generators))
+    active, so_far = torch.arange(len(random.generators)), _Rounds()
     found, needed = [None] * len(active), torch.full((len(active),), spare * ess)
-    # the lists have one entry a round, the folds of a target in successive rows: (g x folds, n, ...); the density of each draw under all
-    # rounds so far is kept as a running logsumexp
-    w, target, extra, density, mixtures, sizes = [], [], [], [], [], []
     part = random.of(active.repeat_interleave(_FOLDS).tolist())
     for i in range(rounds):
-        sizes.append(draws * max(1, sum(sizes) // (_STEADY * draws)))
-        n = sizes[-1] // _FOLDS
-        new = _WIDE * part.normal(n, dim) if i == 0 else mixtures[-1].sample(n, part)
-        value, kept = (_folded(x) for x in log_target(_joined(new), active))
-        own = _log_wide(new) + math.log(sizes[0])
-        for mixture, size in zip(mixtures, sizes[1:], strict=True):
-            own = torch.logaddexp(own, mixture.log_prob(new) + math.log(size))
-        if mixtures:
-            density = [torch.logaddexp(old, mixtures[-1].log_prob(x) + math.log(sizes[-1])) for old, x in zip(density, w, strict=True)]
-        w, extra = [*w, new], [*extra, kept]
-        target, density = [*target, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf)], [*density, own]
-        log_weight = _joined(torch.cat(target, 1) - torch.cat(density, 1))
-        nothing = (log_weight.amax(-1) == -torch.inf)[:, None]  # yet allowed: look wider
+        new = so_far.next(draws, dim, part)
+        so_far.add(new, *(_folded(x) for x in log_target(_joined(new), active)))
+        log_weight = so_far.log_weight()
+        nothing = (log_weight.amax(-1) == -torch.inf)[:, None]  # no draw is allowed yet: look wider
         smoothed, tail = pareto_smooth(log_weight.masked_fill(nothing, 0.0))
-        enough = effective(smoothed)
-        over = (enough.cpu() >= needed[active]) & (tail.cpu() < khat) | (i == rounds - 1)
+        enough, last = effective(smoothed), i == rounds - 1
+        over = (enough.cpu() >= needed[active]) & (tail.cpu() < khat) | last
         for j in over.nonzero()[:, 0].tolist():
-            rows = slice(_FOLDS * j, _FOLDS * (j + 1))
-            everything, values = (torch.cat([x[rows] for x in kinds], 1).flatten(0, 1) for kinds in (w, extra))
             integral = float(log_weight[j].logsumexp(-1))
-            found[active[j]] = Draws(everything, values, smoothed[j], float(enough[j]), float(tail[j]), integral, i + 1)
+            found[active[j]] = Draws(*so_far.of(j), smoothed[j], float(enough[j]), float(tail[j]), integral, i + 1)
         if count and over.any():
             counted = count(active[over], [found[j] for j in active[over]])
             needed[active[over]] = enough.cpu()[over] * ess / counted.clamp_min(1.0)
-            over[over.clone()] = (counted >= ess) | (counted < _HOPELESS * enough.cpu()[over]) | (i == rounds - 1)
+            over[over.clone()] = (counted >= ess) | (counted < _HOPELESS * enough.cpu()[over]) | last
         if over.all():
             break
         if over.any():
-            left = ~over
-            active, smoothed, rows = active[left], smoothed[left], left.repeat_interleave(_FOLDS).to(smoothed.device)
-            w, target, extra, density = ([x[rows] for x in kinds] for kinds in (w, target, extra, density))
-            mixtures = [old.of(rows) for old in mixtures]
+            active, smoothed = active[~over], smoothed[~over]
+            so_far.keep((~over).repeat_interleave(_FOLDS).to(smoothed.device))
             part = random.of(active.repeat_interleave(_FOLDS).tolist())
-        mixtures.append(fit(_others(torch.cat(w, 1)), _others(_folded(smoothed)), part))
+        so_far.refit(smoothed, part)
     return found
 
 

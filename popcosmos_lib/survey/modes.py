@@ -261,7 +261,7 @@ def local_maxima(flux, flux_err, prior, emulator, library, *, n_starts=4, steps=
 
 
 @torch.no_grad()
-def maximum_posterior(flux, flux_err, prior, emulator, generator, n_starts=4, steps=150, floor=0.0, n_library=50_000):
+def maximum_posterior(flux, flux_err, prior, emulator, generator, *, n_starts=4, steps=150, floor=0.0, n_library=50_000):
     """Most probable parameters: the best of ``local_maxima`` from a library of prior draws.
 
     The papers descend with Adam; on these narrow curved ridges Adam needs thousands of steps and stops short unnoticed, so

@@ -105,7 +105,7 @@ class Filters:
         Returns
         -------
         Tensor of shape (n_band,)
-            Mean flux density [unit of ``flux``]. Slow and exact: the reference for ``filters``.
+            Mean flux density [unit of ``flux``]. Slow and exact: the reference for `Passbands`.
         """
         means = []
         for band_wave, transmission in zip(self.wave.numpy(), self.transmission.numpy(), strict=True):

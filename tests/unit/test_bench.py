@@ -10,7 +10,7 @@ import torch
 from scripts import DEVICE, script
 
 from popcosmos_lib.artefacts import store
-from popcosmos_lib.emulation import emulator, inputs, photulator_training
+from popcosmos_lib.emulation import emulator, inputs, photulator_training, training
 from popcosmos_lib.figures import emulation
 from popcosmos_lib.galaxies import priors, universe
 from popcosmos_lib.synthesis import sps
@@ -99,7 +99,7 @@ def test_each_choice_changes_its_row_and_no_other(variants, monkeypatch):
     known = inputs.tabulate(synthesiser)
     monkeypatch.setattr(photulator_training, "tabulate", lambda _: known)
     monkeypatch.setattr(photulator_training, "_HELD_OUT", 100)
-    monkeypatch.setattr(photulator_training, "_ENTRIES", 1)
+    monkeypatch.setattr(training, "_ENTRIES", 1)
     monkeypatch.setattr(variants, "ROUNDS", 1)
     monkeypatch.setattr(variants, "SIZE", {"n_train": 800, "steps": 40, "hidden": (16, 16)})
     galaxies, corners = universe.sample(400, generator), priors.Broad().sample(400, generator)

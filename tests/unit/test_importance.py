@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popcosmos_lib.sampling import importance, rng
+from popcosmos_lib.sampling import importance, mixtures, rng
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_tail_index_of_pareto_weights(alpha):
 
 def test_equal_weights_have_no_tail_and_all_draws_count():
     smoothed, khat = importance.pareto_smooth(torch.zeros(2, 1000) + 1e-4 * torch.rand(2, 1000, generator=torch.Generator().manual_seed(2)))
-    assert (khat < 0.5).all() and torch.allclose(importance.effective(smoothed), torch.tensor(1000.0), rtol=1e-3)
+    assert (khat < 0.5).all() and torch.allclose(mixtures.effective(smoothed), torch.tensor(1000.0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 4, 24])
