@@ -31,7 +31,6 @@ def _mock(options):
 
 def _fit(options):
     import torch
-    from pyarrow import parquet
 
     from popcosmos_lib.catalog import batch, columns, dry_run, readers, schema
 
@@ -42,20 +41,19 @@ def _fit(options):
         return
     if options.out is None:
         raise ValueError("fit needs --out posteriors.parquet (or --dry-run, to see what would be fitted)")
-    from popcosmos_lib.figures import catalogues
+    from popcosmos_lib.figures import posteriors
 
     out, plots = Path(options.out), Path(options.plots or Path(options.out).with_suffix(".pdf"))
-    catalogues.check(plots)
+    posteriors.check(plots)
     settings = batch.Settings(options.prior, options.engine, options.profile, options.seed, options.draws)
     work = {"mapping": options.columns, "chunk": options.chunk, "workers": options.workers, "scheduler": options.scheduler}
     torch.set_num_threads(1)  # one process a core: threads gain little in matrices this small
-    rows, failed = batch.run(options.catalogue, out, settings=settings, **work)
-    catalogues.write(out, plots)
-    print(f"{out}: {rows:,} galaxies, of which {failed:,} could not be fitted (flag 2048); summary page: {plots}")
-    flags = parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
-    for bit, text in schema.FLAGS.items():
-        if found := int((flags & bit != 0).sum()):
-            print(f"flag {bit}, {found:,} galaxies: {text}")
+    made = batch.run(options.catalogue, out, settings=settings, **work)
+    posteriors.write(out, plots)
+    print(f"{out}: {made.rows:,} galaxies, of which {made.failed:,} could not be fitted (flag 2048); summary page: {plots}")
+    for bit, found in made.flagged.items():
+        if found:
+            print(f"flag {bit}, {found:,} galaxies: {schema.FLAGS[bit]}")
 
 
 def _data(options):

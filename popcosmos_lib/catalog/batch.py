@@ -13,6 +13,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -23,14 +24,14 @@ from tqdm import tqdm
 
 from popcosmos_lib import __version__
 from popcosmos_lib.artefacts import store
-from popcosmos_lib.catalog import catalogue, cluster, columns, readers, schema
+from popcosmos_lib.catalog import catalogue, cluster, columns, readers, schema, summary
 from popcosmos_lib.emulation import emulator
 from popcosmos_lib.fitting import inference
 from popcosmos_lib.fitting.bandmap import BandMap
 from popcosmos_lib.galaxies import parameters
 from popcosmos_lib.synthesis import filters
 
-__all__ = ["CHUNK", "Settings", "run"]
+__all__ = ["CHUNK", "Outcome", "Settings", "run"]
 
 CHUNK = 256  # galaxies in a part: minutes of work
 _LEAST = 32  # galaxies for which another process is worth its start of four seconds
@@ -72,6 +73,26 @@ class Settings:
         return {side.stem: json.loads(side.read_text())["sha256"] for side in sides}
 
 
+class Outcome(NamedTuple):
+    """What a run leaves behind.
+
+    Attributes
+    ----------
+    rows : int
+        Galaxies of the catalogue.
+    flagged : dict of int to int
+        How many of them have each bit of ``schema.FLAGS``.
+    """
+
+    rows: int
+    flagged: dict
+
+    @property
+    def failed(self):
+        """Galaxies that could not be fitted; they keep their rows, with NaN and flag 2048."""
+        return self.flagged[schema.FAILED]
+
+
 @dataclass(frozen=True)
 class _Plan:
     """All that a worker needs to know; it travels by pickle with every chunk, so it does not grow with the catalogue."""
@@ -109,8 +130,7 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
 
     Returns
     -------
-    rows, failed : int
-        Galaxies, and how many of them could not be fitted; those keep their rows, with NaN and flag 2048.
+    Outcome
 
     Raises
     ------
@@ -142,8 +162,7 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
             catalogue.write(out.with_name(f"{out.stem}_draws.parquet"), _joined(plan, chunks, "draws", key))
         catalogue.write(out, _joined(plan, chunks, "posteriors", key))  # last, so that where it is nothing is missing
     shutil.rmtree(plan.parts, ignore_errors=True)
-    flags = pyarrow.parquet.read_table(out, columns=["flags"])["flags"].to_numpy()
-    return len(flags), int((flags & schema.FAILED != 0).sum())
+    return Outcome(len(source), summary.flagged(out))
 
 
 def _key(source, mapping, settings):

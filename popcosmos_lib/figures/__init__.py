@@ -1,7 +1,8 @@
-"""Figures: one look, two widths, saved by declared id.
+"""Figures: data in, ``Figure`` out, in one style and two widths, saved by declared id; nothing is computed here.
 
-Importing this package applies ``popcosmos.mplstyle``. The modules beside this file hold the functions (data in, ``Figure`` out);
-``save`` writes a figure that ``figures/figures.yaml`` declares, with no date and no path in the file, so equal figures are equal bytes.
+May import catalog (names of columns), synthesis and galaxies (curves, labels) and artefacts.
+Introduced in notebook 00. Importing this room applies ``popcosmos.mplstyle``; ``save`` writes a figure that ``figures/figures.yaml``
+declares, with no date and no path in the file, so that equal figures are equal bytes.
 """
 
 import io

@@ -51,7 +51,8 @@ def poisoned(path):
 
 def run(path, out, fit=standin.fit, **options):
     settings = batch.Settings(**{name: options.pop(name) for name in list(options) if name in batch.Settings.__dataclass_fields__})
-    return batch.run(path, out, settings=settings, fit=fit, **options)
+    made = batch.run(path, out, settings=settings, fit=fit, **options)
+    return made.rows, made.failed
 
 
 def same(one, two):
@@ -385,7 +386,8 @@ def test_real_posteriors_do_not_depend_on_the_chunks(tmp_path):
     table.write(tmp_path / "mock.parquet")
     try:
         for size in (1, 2):
-            assert batch.run(tmp_path / "mock.parquet", tmp_path / f"p{size}.parquet", chunk=size) == (2, 0)
+            made = batch.run(tmp_path / "mock.parquet", tmp_path / f"p{size}.parquet", chunk=size)
+            assert (made.rows, made.failed) == (2, 0)
     except store.Missing as error:
         pytest.skip(str(error))
     one, two = (Table.read(tmp_path / f"p{size}.parquet") for size in (1, 2))

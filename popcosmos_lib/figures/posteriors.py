@@ -2,29 +2,15 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pyarrow.parquet
-import torch
 from matplotlib.colors import LogNorm
 
 from popcosmos_lib import figures
 from popcosmos_lib.artefacts import store
-from popcosmos_lib.catalog import schema
-from popcosmos_lib.fitting import goodness_of_fit
-from popcosmos_lib.fitting.exact_engine import ESS, KHAT
+from popcosmos_lib.catalog import schema, summary
 
-__all__ = ["check", "page", "read", "write"]
+__all__ = ["check", "page", "write"]
 
-_COLUMNS = ["z_q16", "z_q50", "z_q84", "z_spec", "log10M_remain_q50", "ess", "khat", *goodness_of_fit.TESTS, "flags"]
-_ROWS = 2_000_000  # galaxies that a page is drawn from, of larger catalogues evenly spaced row groups
 _BLUE, _RED = figures.COLOURS[:2]
-
-
-def read(path):
-    """The columns that a page shows: dict of str to ndarray of shape (n,), of at most about two million rows."""
-    with pyarrow.parquet.ParquetFile(path) as file:
-        step = -(-file.metadata.num_rows // _ROWS)
-        table = file.read_row_groups(range(0, file.num_row_groups, max(1, step)), columns=_COLUMNS)
-    return {name: table[name].to_numpy() for name in _COLUMNS}
 
 
 def page(table, title):
@@ -33,8 +19,7 @@ def page(table, title):
     Parameters
     ----------
     table : dict of str to ndarray of shape (n,)
-        Columns of ``schema.posteriors``: median redshift and its 68 % interval, spectroscopic redshift, median surviving mass [dex Msun],
-        ``ess``, ``khat``, ``p_fit``, ``p_band``, ``p_rare``, ``flags``; NaN for a galaxy without posterior.
+        What ``summary.read`` returns; NaN for a galaxy without posterior.
     title : str
 
     Returns
@@ -51,11 +36,11 @@ def page(table, title):
     there = np.isfinite(z) & np.isfinite(mass)
     _redshifts(first, table)
     _plane(fig, second, z[there], mass[there])
-    _quality(third, np.log10(table["ess"].clip(1)), np.log10(ESS), f"above {ESS:g}", r"$\log_{10}$ effective draws")
-    _quality(fourth, table["khat"].clip(-1, 2), KHAT, f"below {KHAT}", r"Pareto $\hat{k}$ of the importance weights")
+    least, largest, unlikely = (summary.LIMITS[name] for name in ("ess", "khat", "p"))
+    _quality(third, np.log10(table["ess"].clip(1)), np.log10(least), f"above {least:g}", r"$\log_{10}$ effective draws")
+    _quality(fourth, table["khat"].clip(-1, 2), largest, f"below {largest}", r"Pareto $\hat{k}$ of the importance weights")
     _flags(fifth, table["flags"])
-    p = goodness_of_fit.combined(*(torch.tensor(table[name]) for name in goodness_of_fit.TESTS)).numpy()
-    _quality(sixth, p, goodness_of_fit.UNLIKELY, f"below {goodness_of_fit.UNLIKELY}", "chance of a worse fit")
+    _quality(sixth, table["p"], unlikely, f"below {unlikely}", "chance of a worse fit")
     return fig
 
 
@@ -138,8 +123,7 @@ def write(path, target):
     target : Path
         PDF file; it is replaced.
     """
-    rows = pyarrow.parquet.read_metadata(path).num_rows
-    fig = page(read(path), f"{path.name}: {rows:,} galaxies")
+    fig = page(summary.read(path), f"{path.name}: {summary.rows(path):,} galaxies")
     with store.replacing(target) as temporary:
         fig.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     plt.close(fig)
