@@ -1,7 +1,8 @@
 """Posteriors of galaxies one by one, under the Prospector-like prior or the calibrated population.
 
-The front door: photometry in, posterior draws and a summary with a quality flag for each galaxy out. ``exact_engine`` does the work by
-default, ``ensemble_engine`` is the papers' ensemble for comparison. Introduced in notebook 07.
+Photometry in, posterior draws and a summary with quality flags out. ``exact_engine`` is the default; ``ensemble_engine`` is the papers'
+sampler, kept for comparison. The population is that of galaxies with observed r < 25, so the likelihood of a galaxy that passes this cut is
+divided by its chance of passing; fainter galaxies are an extrapolation. Introduced in notebook 07.
 
 References
 ----------
@@ -10,13 +11,14 @@ Thorp et al. (2024), arXiv:2406.19437; Thorp et al. (2025), arXiv:2506.12122, se
 
 import difflib
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 from astropy.table import Table
 from tqdm import tqdm
 
 from popcosmos_lib import survey
+from popcosmos_lib.artefacts import store
 from popcosmos_lib.emulation.emulator import load as load_emulator
 from popcosmos_lib.fitting import ensemble_engine, exact_engine, goodness_of_fit, proposal
 from popcosmos_lib.galaxies import parameters, priors
@@ -85,41 +87,33 @@ def fit(
     flux, flux_err, prior="pop-cosmos", *, engine="exact", emulator=None, population=None, guess=None, profile="published",
     n_draws=512, seed=0, floor=None, id=None, redshift=None, **options,
 ):  # fmt: skip
-    """Posterior of every galaxy.
+    """Posterior of every galaxy. Rows are never dropped: a galaxy without any usable band gets NaN and a flag.
 
     Parameters
     ----------
     flux, flux_err : array_like of shape (n, 26)
-        Flux and its error [µJy] in the order of ``filters.COSMOS26``; NaN = missing band. An upper limit is a flux of zero whose error is
-        the limit.
+        Flux and error [µJy] in the order of ``filters.COSMOS26``; NaN = missing. An upper limit is a zero flux with the limit as error.
     prior : {"pop-cosmos", "prospector"}
         The calibrated population (of galaxies with r < 25), or ``priors.Prospector``.
     engine : {"exact", "ensemble"}
-        Importance sampling from an amortised proposal, or the papers' affine-invariant walkers.
+        Importance sampling from an amortised proposal, or the papers' affine-invariant ensemble.
     emulator : object with ``magnitudes(theta)``, optional
-        By default the one of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration;
-        ``bandmap.BandMap`` has the bands of another survey in the places of these.
+        Default: that of ``profile``. A ``population.ForwardModel`` applies the zero points and line strengths of a calibration; a
+        ``bandmap.BandMap`` puts the bands of another survey in the places of the 26.
     population : Population or Ensemble, optional
-        By default the one of ``profile``; not used under "prospector". An ensemble, ``population.load_ensemble()``, puts the population's
-        own uncertainty into each posterior.
+        Default: that of ``profile``; ignored under "prospector". ``population.load_ensemble()`` includes the population's own uncertainty.
     guess : proposal.Proposal, optional
-        By default the one of ``profile`` for this prior (exact engine). One trained on another emulator costs time;
-        with another population train its own, ``proposal.learn``.
+        Default: that of ``profile`` for this prior (exact engine). For another population train one with ``proposal.learn``.
     profile : str
-        Whose emulator, population and proposal the defaults are: ``"published"``, or those that the notebooks made in a profile.
-    n_draws : int
-        Draws returned for each galaxy.
-    seed : int
-        With a galaxy's identifier it decides its draws, whatever else is fitted with it.
+        ``"published"``, or the profile whose notebooks made the default emulator, population and proposal.
+    n_draws, seed : int, int
+        Draws returned per galaxy; the seed and a galaxy's identifier alone decide its draws.
     floor : float or Tensor of shape (26,), optional
-        Fractional error of the model flux beside the emulator's own; ``published_floor()`` by default.
-    id : array_like of shape (n,), optional
-        Identifiers for the summary; row numbers by default.
-    redshift : array_like of shape (n,), optional
-        Known redshifts, NaN where unknown: all parameters are then found at that redshift, to 0.002 (1 + z) (the exact engine).
+        Fractional error of the model flux besides the emulator's own; ``published_floor()`` by default.
+    id, redshift : array_like of shape (n,), optional
+        Identifiers (default: row numbers); known redshifts (NaN = unknown), at which the exact engine then fits, to 0.002 (1 + z).
     **options
-        Of the engine: ``draws`` and ``rounds`` of ``exact_engine.posteriors``, or ``n_walkers``, ``n_steps``, ``n_library`` and ``moves``
-        of the ensemble.
+        Of the engine: ``draws`` and ``rounds`` (``exact_engine.posteriors``), or ``n_walkers``, ``n_steps``, ``n_library`` and ``moves``.
 
     Returns
     -------
@@ -130,47 +124,40 @@ def fit(
     ValueError
         If the prior or the engine is unknown, the shapes are wrong, or the fluxes cannot be in µJy.
     store.Missing
-        If a default is wanted that no notebook has made yet.
-
-    Notes
-    -----
-    Rows are never lost: a galaxy without any usable band gets NaN and its flag. The population is that of galaxies with observed
-    r < 25, so the likelihood of a galaxy that passes is divided by its chance of passing; fainter galaxies are an extrapolation.
+        If a default is needed that no notebook has made yet.
     """
     _known("prior", prior, PRIORS)
     _known("engine", engine, ENGINES)
     flux, flux_err, flags, messages = photometry.validate(flux, flux_err)
-    for message in messages:
-        print(message)
+    print(*messages, sep="\n", end="\n" * bool(messages))
     emulator = emulator or load_emulator(profile=profile)
+    levels = partial(_stored_levels, profile) if prior == "pop-cosmos" and population is None else _levels
     population = (population or load_population(profile)) if prior == "pop-cosmos" else None
     floor = likelihood.fractional_error(published_floor() if floor is None else floor, emulator).expand(flux.shape[1])
     ids = list(range(len(flux))) if id is None else list(id)
-    seeds = rng.seeds(seed, ids)
-    rows = flux.isfinite().any(1).nonzero()[:, 0]
-    samples = torch.full((len(flux), n_draws, len(parameters.NAMES)), torch.nan)
-    weights = torch.full((len(flux), n_draws), torch.nan)
+    setting = _Setting(prior, population, emulator, floor, levels(population), rng.seeds(seed, ids), n_draws, options)
+    work = setting.exact(guess or proposal.load(prior, profile), redshift) if engine == "exact" else setting.ensemble(seed)
+    faint = proposal.faint(flux) if population is None else forward_model.faint(flux)
+    return _run(work, setting, flux, flux_err, flags + 512 * faint, ids)
+
+
+def _run(work, setting, flux, flux_err, flags, ids):
+    """The `Result` of an engine, ``_BATCH`` galaxies at a time."""
+    samples = torch.full((len(flux), setting.n_draws, len(parameters.NAMES)), torch.nan)
+    weights = torch.full((len(flux), setting.n_draws), torch.nan)
     scores = {name: torch.full((len(flux),), torch.nan) for name in ("ess", "khat", "rhat", "chi2", *goodness_of_fit.TESTS)}
     used = [""] * len(flux)
-    if engine == "exact":
-        guess = guess or proposal.load(prior, profile)
-        redshift = torch.full((len(flux),), torch.nan) if redshift is None else torch.as_tensor(redshift, dtype=torch.float32)
-        work = _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options)
-    else:
-        law = ensemble_engine.Law(prior, population, emulator, options.pop("n_library", 40_000), torch.Generator().manual_seed(seed))
-        work = _ensemble(law, emulator, floor, seeds, n_draws, options)
-    levels = _levels(population)
-    with tqdm(total=len(rows), desc=f"{prior} posteriors", unit="galaxy", disable=None) as progress:
+    rows = flux.isfinite().any(1).nonzero()[:, 0]
+    with tqdm(total=len(rows), desc=f"{setting.prior} posteriors", unit="galaxy", disable=None) as progress:
         for part in rows.split(_BATCH):
             samples[part], weights[part], log_prior, found, names = work(part, flux[part], flux_err[part], progress.update)
-            found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], floor, emulator=emulator)
-            found["p_rare"] = goodness_of_fit.rarity(log_prior, weights[part], levels)
+            found |= _goodness(samples[part], weights[part], flux[part], flux_err[part], setting.floor, emulator=setting.emulator)
+            found["p_rare"] = goodness_of_fit.rarity(log_prior, weights[part], setting.levels)
             for name, value in found.items():
                 scores[name][part] = value
             for i, name in zip(part.tolist(), names, strict=True):
                 used[i] = name
-    faint = proposal.faint(flux) if population is None else forward_model.faint(flux)
-    return Result(samples, weights, _summary(samples, weights, scores, used, flux.isfinite().sum(1), flags + 512 * faint, ids), prior)
+    return Result(samples, weights, _summary(samples, weights, scores, used, flux.isfinite().sum(1), flags, ids), setting.prior)
 
 
 def _known(what, value, among):
@@ -179,38 +166,52 @@ def _known(what, value, among):
         raise ValueError(f"{what} {value!r} is not known: {f'did you mean {near[0]!r}? ' if near else ''}It is one of {', '.join(among)}")
 
 
-def _exact(guess, population, emulator, floor, seeds, redshift, n_draws, options):
-    """A function that samples some galaxies with ``exact_engine``, on CUDA if it is there."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tools = {"proposal": guess, "population": population, "emulator": emulator}
-    tools = {name: tool.to(device) if hasattr(tool, "to") else tool for name, tool in tools.items()}
+@dataclass
+class _Setting:
+    """What both engines need to know."""
 
-    def work(rows, flux, flux_err, done):
-        own = [seeds[i] for i in rows.tolist()]
-        data = (x.to(device) for x in (flux, flux_err, floor))
-        found = exact_engine.posteriors(
-            *data, **tools, redshift=redshift[rows].to(device), seeds=own, n_draws=n_draws, progress=done, **options
-        )
-        scores = {name: torch.tensor([getattr(one, name) for one in found]) for name in ("ess", "khat", "rhat")}
-        draws = (torch.stack([getattr(one, name) for one in found]) for name in ("theta", "weight", "log_prior"))
-        return *draws, scores, [one.engine for one in found]
+    prior: str
+    population: object
+    emulator: object
+    floor: torch.Tensor
+    levels: torch.Tensor
+    seeds: list
+    n_draws: int
+    options: dict
 
-    return work
+    def exact(self, guess, redshift):
+        """A function that samples some galaxies with ``exact_engine``, on CUDA if available."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tools = {"proposal": guess, "population": self.population, "emulator": self.emulator}
+        tools = {name: tool.to(device) if hasattr(tool, "to") else tool for name, tool in tools.items()}
+        z = torch.full((len(self.seeds),), torch.nan) if redshift is None else torch.as_tensor(redshift, dtype=torch.float32)
 
+        def work(rows, flux, flux_err, done):
+            about = {"redshift": z[rows].to(device), "seeds": [self.seeds[i] for i in rows.tolist()], "n_draws": self.n_draws}
+            data = (x.to(device) for x in (flux, flux_err, self.floor))
+            found = exact_engine.posteriors(*data, **tools, **about, progress=done, **self.options)
+            scores = {name: torch.tensor([getattr(one, name) for one in found]) for name in ("ess", "khat", "rhat")}
+            draws = (torch.stack([getattr(one, name) for one in found]) for name in ("theta", "weight", "log_prior"))
+            return *draws, scores, [one.engine for one in found]
 
-def _ensemble(law, emulator, floor, seeds, n_draws, options):
-    """A function that samples some galaxies with ``ensemble_engine``."""
+        return work
 
-    @torch.no_grad()
-    def work(rows, flux, flux_err, done):
-        problem = ensemble_engine.Problem(flux, flux_err, law, emulator, floor)
-        random = rng.Streams([seeds[i] for i in rows.tolist()])
-        samples, scores = ensemble_engine.explore(problem, law, random, n_draws=n_draws, **options)
-        done(len(rows))
-        log_prior = _log_prior(law.exact, samples[:, ::_RARER]).repeat_interleave(_RARER, 1)[:, :n_draws]
-        return samples, torch.full(samples.shape[:2], 1 / n_draws), log_prior, scores, ["ensemble"] * len(rows)
+    def ensemble(self, seed):
+        """A function that samples some galaxies with ``ensemble_engine``."""
+        generator = torch.Generator().manual_seed(seed)
+        options = dict(self.options)
+        law = ensemble_engine.Law(self.prior, self.population, self.emulator, options.pop("n_library", 40_000), generator)
 
-    return work
+        @torch.no_grad()
+        def work(rows, flux, flux_err, done):
+            problem = ensemble_engine.Problem(flux, flux_err, law, self.emulator, self.floor)
+            random = rng.Streams([self.seeds[i] for i in rows.tolist()])
+            samples, scores = ensemble_engine.explore(problem, law, random, n_draws=self.n_draws, **options)
+            done(len(rows))
+            log_prior = _log_prior(law.exact, samples[:, ::_RARER]).repeat_interleave(_RARER, 1)[:, : self.n_draws]
+            return samples, torch.full(samples.shape[:2], 1 / self.n_draws), log_prior, scores, ["ensemble"] * len(rows)
+
+        return work
 
 
 def _device(model):
@@ -233,6 +234,14 @@ def _log_prior(population, theta):
         return priors.Prospector().log_prob(parameters.to_latent(theta))
     theta = theta.to(_device(population))
     return (population.log_prob(theta, steps=exact_engine.NODES) + parameters.log_jacobian(parameters.to_latent(theta))).cpu()
+
+
+def _stored_levels(profile, population):
+    """``_levels`` of the population of a profile, kept in ``artefacts``: a second of every process otherwise."""
+    known = {"population": store.load("population", profile).sha256}
+    place = "shared" if profile == "published" else profile
+    found = store.load_or_compute("prior_levels", lambda: {"log_p": _levels(population)}, profile=place, inputs=known)
+    return found.data["log_p"]
 
 
 @lru_cache(4)
