@@ -14,12 +14,12 @@ RUN := $(PYTHON) -m popcosmos_lib
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help setup data figures notebooks test replay unit physics lint refs copies tables lab bench clean $(NB)
+.PHONY: help setup data figures notebooks test replay unit physics lint refs copies tables docs-map lab bench clean $(NB)
 
 include notebooks/deps.mk
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  NN_name   run one notebook and what it reads: $(NB)"
 	@echo "options: PROFILE=smoke|fast|full (default fast), PYTHON=... (an environment of your own), -j2 (two notebooks at a time)"
 
@@ -83,8 +83,11 @@ refs: ## rerun the smoke profile and rewrite the references of the tests (read t
 copies: $(READY) ## publish build/fast as the reading copies notebooks/*.ipynb
 	$(RUN) copies
 
-tables: $(READY) ## regenerate the tables of README.md and REPRODUCING.md
+tables: $(READY) ## regenerate the tables of README.md, REPRODUCING.md and docs/
 	$(RUN) tables
+
+docs-map: $(READY) ## draw docs/architecture.svg from the imports of the code
+	$(RUN) map
 
 lab: $(READY) ## open JupyterLab on notebooks/ (right click a .py: Open With, Notebook)
 	$(PYTHON) -m jupyter lab notebooks

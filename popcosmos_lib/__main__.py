@@ -1,4 +1,4 @@
-"""Command line: ``python -m popcosmos_lib run|mock|fit|data|figures|copies|refs|weights|tables``; the Makefile calls nothing else."""
+"""Command line: ``python -m popcosmos_lib run|mock|fit|data|figures|copies|refs|weights|tables|map``; the Makefile calls nothing else."""
 
 import argparse
 import os
@@ -86,6 +86,12 @@ def _weights(options):
     publish.weights(options.names)
 
 
+def _map(options):
+    from popcosmos_lib.workflow import layout
+
+    layout.draw()
+
+
 def _tables(options):
     from popcosmos_lib.workflow import pages
 
@@ -137,7 +143,8 @@ def main(words=None):
     command(_copies, "publish build/fast as the reading copies notebooks/*.ipynb")
     command(_refs, "publish build/smoke as the references of the tests")
     command(_weights, "ship networks that the full profile trained").add_argument("names", nargs="+", help="artefacts, such as emulator")
-    command(_tables, "regenerate the tables of README.md and REPRODUCING.md")
+    command(_tables, "regenerate the tables of README.md, REPRODUCING.md and docs/")
+    command(_map, "draw docs/architecture.svg from the imports")
     options = parser.parse_args(words)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads: those that wait would burn a core each
     try:

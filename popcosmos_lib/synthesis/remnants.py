@@ -9,7 +9,7 @@ initial-final mass relation of Renzini & Ciotti (1993), the one FSPS uses. Intro
 import numpy as np
 import torch
 
-__all__ = ["bright_fraction", "mass_fraction"]
+__all__ = ["bright_fraction", "final_mass", "mass_fraction"]
 
 _BREAK = 0.5  # Msun, of Kroupa's power laws
 _MEDIAN, _SPREAD = 0.08, 0.69  # Msun and dex, of Chabrier's log-normal (as in FSPS)
@@ -34,7 +34,7 @@ def _lifetime(mass):
     return 10 ** (9.978 - 3.417 * x + 0.843 * x**2)  # their polynomials in log Z at Z = 0.02
 
 
-def _remnant(mass):
+def final_mass(mass):
     """Remnant mass [Msun] against initial mass [Msun]; Renzini & Ciotti (1993)."""
     return np.where(mass >= 40.0, 0.5 * mass, np.where(mass >= 8.5, 1.4, 0.077 * mass + 0.48))
 
@@ -81,4 +81,4 @@ def mass_fraction(age, kind="kroupa"):
     mass, number = _mass_function(kind)
     dead = _lifetime(mass)[:, None] < age.numpy()
     total = np.trapezoid(number * mass, mass)
-    return torch.as_tensor(np.trapezoid(dead * (number * _remnant(mass))[:, None], mass, axis=0) / total)
+    return torch.as_tensor(np.trapezoid(dead * (number * final_mass(mass))[:, None], mass, axis=0) / total)

@@ -1,20 +1,26 @@
-"""Tables of README.md and REPRODUCING.md, generated between ``<!-- generated:NAME -->`` and ``<!-- /generated -->``.
+"""Tables of README.md, REPRODUCING.md and docs/, generated between ``<!-- generated:NAME -->`` and ``<!-- /generated -->``.
 
 Each comes from committed files only (declared figures, collected records, the data manifest, the notebooks and their profiles, the results
 of ``make bench``), so that a test can say whether the committed text is the generated one.
 """
 
+import ast
 import json
 import re
-from functools import partial
+from functools import cache, partial
 
 from popcosmos_lib import figures
 from popcosmos_lib.artefacts import data, store
-from popcosmos_lib.workflow import notebook, tables
+from popcosmos_lib.workflow import layout, notebook, tables
+from popcosmos_lib.workflow.markdown import table as markdown
 
 __all__ = ["PAGES", "TABLES", "update", "updated"]
 
-PAGES = ["README.md", "REPRODUCING.md"]
+PAGES = [
+    "README.md", "REPRODUCING.md", "docs/architecture.md", "docs/benchmarks.md", "docs/catalogue.md", "docs/data.md", "docs/differences.md",
+    "docs/figures.md", "docs/surveys.md",
+]  # fmt: skip
+_LINK = re.compile(r"\]\((?!https?:|\.\./|#)")
 _BLOCK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated -->)", re.S)
 
 
@@ -23,14 +29,14 @@ def update():
     for page in PAGES:
         path = store.home() / page
         text = path.read_text()
-        fresh = updated(text)
+        fresh = updated(text, top="/" not in page)
         if fresh != text:
             store.write_text(path, fresh)
             print(f"tables of {page} regenerated")
 
 
-def updated(text):
-    """A page with its marked blocks generated anew.
+def updated(text, top=True):
+    """A page with its marked blocks generated anew; links of one that is not at the ``top`` lead one folder up.
 
     Raises
     ------
@@ -41,17 +47,38 @@ def updated(text):
     def block(match):
         if match[2] not in TABLES:
             raise ValueError(f"no generated table {match[2]!r}: there are {', '.join(TABLES)}")
-        return f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}"
+        text = TABLES[match[2]]()
+        return f"{match[1]}\n{text if top else re.sub(_LINK, r'](../', text)}\n\n{match[3]}"
 
     return _BLOCK.sub(block, text)
 
 
 def _figures():
     rows = [
-        (f"[{id}](figures/{id}.png)", f"[{entry['notebook']}](notebooks/{entry['notebook']}.ipynb)", _paper(entry), entry["status"])
+        (
+            f"[{id}](figures/{id}.png)", f"[{entry['notebook']}](notebooks/{entry['notebook']}.ipynb)", _paper(entry), entry["status"],
+            ", ".join(f"`{module}`" for module in _modules(entry["notebook"])),
+        )
         for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"])
-    ]
-    return tables.markdown(["figure", "notebook", "paper figure", "status"], rows)
+    ]  # fmt: skip
+    return markdown(["figure", "notebook", "paper figure", "status", "computed by"], rows)
+
+
+@cache
+def _modules(name):
+    """Modules of the library that a notebook imports, but for those that run and draw."""
+    found = set()
+    for node in ast.walk(ast.parse(notebook.path(name).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("popcosmos_lib"):
+            room = node.module.removeprefix("popcosmos_lib").removeprefix(".")
+            found |= {room} if "." in room else {f"{room}.{item.name}".strip(".") for item in node.names}
+    return sorted(module for module in found if module.split(".")[0] not in ("figures", "workflow"))
+
+
+def _notebooks():
+    """One line a notebook: its link, and its own title."""
+    titles = {name: re.search(r"^# # (.*)$", notebook.path(name).read_text(), re.M)[1] for name in notebook.names()}
+    return "\n".join(f"- [{name}](notebooks/{name}.ipynb): {title}" for name, title in titles.items())
 
 
 def _paper(entry):
@@ -59,18 +86,41 @@ def _paper(entry):
     return f"{entry['paper']} fig{'' if number.isalnum() else 's'}. {number}" if number else entry["paper"]
 
 
-def _runtimes():
+def _records():
     path = store.home() / "figures" / "records.json"
-    if not path.exists():
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _seconds(record):
+    """Wall time of a notebook [s], as if nothing had been stored."""
+    return record["wall_s"] + record["stored_s"]
+
+
+def _cost():
+    """What the two commands cost, in one sentence."""
+    records = _records()
+    if not records:
+        return "Nothing measured yet: `make figures` fills this line."
+    minutes = sum(_seconds(record) for record in records.values()) / 60
+    memory = max(record["peak_mb"] for record in records.values()) / 1e3
+    device = next(iter(records.values()))["device"]["cpu"]
+    return (
+        f"`make figures` made {len(figures.declared())} figures from {len(records)} notebooks in {minutes:.0f} minutes, with {memory:.1f} "
+        f"GB of memory (two threads of {device}, other jobs beside it); `make test` takes about a quarter of an hour on two cores."
+    )
+
+
+def _runtimes():
+    records = _records()
+    if not records:
         return "Nothing measured yet: `make figures` fills this table."
-    records = json.loads(path.read_text())
-    seconds = {name: record["wall_s"] + record["stored_s"] for name, record in records.items()}  # as if nothing were stored
+    seconds = {name: _seconds(record) for name, record in records.items()}
     memory = {name: record["peak_mb"] / 1e3 for name, record in records.items()}
     rows = [(name, f"{seconds[name]:.0f} s", f"{memory[name]:.1f} GB", ", ".join(records[name]["outputs"]) or "none") for name in records]
     rows.append(("all", f"{sum(seconds.values()) / 60:.0f} min", f"{max(memory.values()):.1f} GB", ""))
     devices = sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()})
     counts = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
-    text = tables.markdown(["notebook", "time", "peak memory", "artefacts"], rows)
+    text = markdown(["notebook", "time", "peak memory", "artefacts"], rows)
     return f"{text}\n\nMeasured on {', '.join(devices)}; threads: {counts}."
 
 
@@ -82,7 +132,7 @@ def _parameters():
             if item.name != "profile":
                 values = [changed["smoke"].get(item.name, item.value), item.value, changed["full"].get(item.name, item.value)]
                 rows.append((name, f"`{item.name}`", item.meaning, *(f"`{value}`" for value in values)))
-    return tables.markdown(["notebook", "parameter", "meaning", "smoke", "fast", "full"], rows)
+    return markdown(["notebook", "parameter", "meaning", "smoke", "fast", "full"], rows)
 
 
 def _data():
@@ -90,7 +140,36 @@ def _data():
         (f"[`{item.id}`]({item.page})", item.what, data.size(item), item.licence, item.citation, item.needed_by)
         for item in data.manifest().values()
     ]
-    return tables.markdown(["id", "what", "size", "licence", "cite", "needed by"], rows)
+    return markdown(["id", "what", "size", "licence", "cite", "needed by"], rows)
+
+
+def _headline():
+    """The few numbers that a visitor asks for, each from the committed result of its benchmark."""
+    rates = {row["engine"].split(" ")[0]: row for row in tables.benchmark("engines")["rows"] if not row["missing"]}
+    fast, slow = rates["emulator"], rates["FSPS"]
+    closed = next(row for row in tables.benchmark("closure")["rows"] if row["population"] == "calibrated")
+    gates = tables.benchmark("inference")["gates"][0]
+    fitted, drawn = tables.benchmark("catalogue")["rows"][0], tables.benchmark("mocks")["rows"][0]
+    real = next(row for row in tables.benchmark("sky")["rows"] if (row["sample"], row["prior"]) == ("cosmos, r < 25", "pop-cosmos"))
+    worst = max(abs(closed[f"pc{i}"]) for i in range(1, 7))
+    rows = [
+        (
+            "emulated photometry, 26 bands",
+            f"{fast['rate']:,.0f} galaxies/s per core, error {fast['sigma']:.4f} mag; FSPS: {slow['rate']:.0f}/s",
+        ),
+        ("calibrated population against a held-out mock sky", f"worst of six colour components: KS {worst:.3f} (bar 0.03)"),
+        (
+            "exact posteriors, galaxies of the model",
+            f"k-hat < 0.7 for {gates['trusted']:.1%}, 400 effective draws for {gates['effective']:.1%}",
+        ),
+        (
+            f"a catalogue of {fitted['n']:,} mock galaxies",
+            f"{fitted['cpu_s'] / fitted['n']:.2f} CPU s each, sigma_MAD {fitted['sigma_mad']:.4f}",
+        ),
+        (f"{real['n']} real COSMOS2020 galaxies with r < 25", f"sigma_MAD {real['sigma_mad']:.4f}, outliers {real['outliers']:.1%}"),
+        ("mock catalogue, noise and selection included", f"{drawn['selected']:,.0f} galaxies/s"),
+    ]
+    return markdown(["what", "measured"], rows)
 
 
 def _measured(name):
@@ -100,6 +179,7 @@ def _measured(name):
         return f"Nothing measured yet: `python benchmarks/{name}.py` fills this table."
 
 
-TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data}
+TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data, "cost": _cost, "notebooks": _notebooks}
+TABLES |= {"rooms": layout.table, "headline": _headline}
 _BENCHMARKS = ("engines", "choices", "agreement", "release", "inference", "codes", "catalogue", "closure", "mocks", "sky")
 TABLES |= {name: partial(_measured, name) for name in _BENCHMARKS}

@@ -5,17 +5,11 @@ from statistics import median
 
 from popcosmos_lib.artefacts import store
 from popcosmos_lib.population.closure_test import table as closure_table
+from popcosmos_lib.workflow.markdown import table as markdown
 
 __all__ = [
-    "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "markdown", "mocks", "release", "sky",
+    "agreement", "benchmark", "catalogue", "choices", "closure", "codes", "engines", "inference", "mocks", "release", "sky",
 ]  # fmt: skip
-
-
-def markdown(head, rows):
-    """Rows of cells below a header, as Markdown."""
-    cells = [" ".join(str(cell).split()).replace("|", "\\|") for row in rows for cell in row]
-    lines = [cells[i : i + len(head)] for i in range(0, len(cells), len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 def benchmark(name):

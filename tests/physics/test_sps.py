@@ -116,6 +116,20 @@ def test_attenuation_curve():
     assert bump[1] > 0.5 * (bump[0] + bump[2]), "the 2175 Angstrom bump"
 
 
+def test_the_bump_follows_the_slope():
+    """Kriek & Conroy (2013) eq. 3: E_b = 0.85 - 1.9 delta, the height of the bump above A(lambda) / E(B - V), R_V = 4.05."""
+    wave, slope = torch.tensor([2175.0], dtype=torch.float64), torch.tensor([-0.8, 0.0, 0.4], dtype=torch.float64)
+    untilted = dust.diffuse(wave, slope)[:, 0] / (wave / 5500.0) ** slope
+    steps = (untilted - untilted[1]) * 4.05
+    assert torch.allclose(steps, -1.9 * slope, atol=1e-9), f"E_b must change by -1.9 per unit of dust_index; got {steps.tolist()}"
+
+
+def test_birth_clouds_attenuate_as_one_over_wavelength():
+    """FSPS dust1_index = -1 (Thorp+25 sect. 3.2; Charlot & Fall 2000 have -0.7)."""
+    depth = dust.birth_cloud(torch.tensor([2750.0, 5500.0, 11_000.0], dtype=torch.float64))
+    assert depth.tolist() == pytest.approx([2.0, 1.0, 0.5]), "the optical depth of a birth cloud is proportional to 1 / lambda"
+
+
 def test_lyman_break_moves_through_the_bands(synthesiser):
     theta = galaxies(6, log10SFR_ratio1=0.5, z=torch.tensor([0.5, 1.5, 3.3, 4.3, 5.3, 5.9]))
     m = dict(zip(filters.SHORT, synthesiser.magnitudes(theta).T, strict=True))

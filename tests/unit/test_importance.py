@@ -153,3 +153,25 @@ def test_more_draws_may_be_asked_for_than_there_are():
     rows, weight = importance.thin(log_weight, 256, 0.3)
     total = torch.zeros(100).index_add(0, rows, weight)
     assert len(rows) == 256 and torch.allclose(total, log_weight.exp(), atol=1e-6)
+
+
+def test_a_draw_is_weighted_by_all_densities_it_could_have_come_from():
+    """Cornuet et al. (2012) eq. 4, with rounds of unequal size: the mean over all draws of the densities that these came from."""
+    streams, rounds = rng.Streams(range(8)), importance._Rounds()  # two targets in four folds
+    for draws in (256, 512, 1024):
+        new = rounds.next(draws, 3, streams)
+        rounds.add(new, -0.5 * new.square().sum(-1) * torch.arange(1.0, 9.0)[:, None], new[..., :1])
+        rounds.refit(rounds.log_weight().log_softmax(-1), streams)
+    sizes, fitted = (256.0, 512.0, 1024.0), rounds.mixtures[:2]
+    for w, density in zip(rounds.w, rounds.density, strict=True):
+        each = torch.stack([mixtures.log_wide(w), *(mixture.log_prob(w) for mixture in fitted)])
+        expected = (each + torch.tensor(sizes).log()[:, None, None]).logsumexp(0)
+        assert torch.allclose(density, expected, atol=1e-4), "each mixture counts as often as it was drawn from"
+
+
+def test_mixtures_are_normalised():
+    w = torch.linspace(-60.0, 60.0, 120_001, dtype=torch.float64)[None, :, None]
+    mean, factor = torch.tensor([[[-1.0], [2.0]]]).double(), torch.tensor([[[[0.5]], [[1.5]]]]).double()
+    mixture = mixtures.Mixture(torch.tensor([[0.3, 0.7]]).double().log(), mean, factor)
+    total = torch.trapezoid(mixture.log_prob(w).exp()[0], w[0, :, 0])
+    assert float(total) == pytest.approx(1.0, abs=1e-6), "components and defensive normal must add up to one"

@@ -114,3 +114,11 @@ def test_curvature_stays_positive_definite_at_very_high_signal_to_noise():
     found = modes.local_maxima(flux, 1e-6 * flux, priors.Prospector(), Toy(), library, n_starts=2, steps=5)
     assert (torch.linalg.eigvalsh(found.curvature)[..., 0] > 0).all()
     assert (torch.linalg.cholesky_ex(found.curvature).info == 0).all()
+
+
+def test_information_is_that_of_a_student_t():
+    """Fisher information of the location of Student's t, (nu + 1) / (nu + 3), by quadrature of its score for nu = 2."""
+    t = torch.linspace(-400.0, 400.0, 2_000_001, dtype=torch.float64)
+    density, score = (2 + t**2) ** -1.5, 3 * t / (2 + t**2)
+    information = torch.trapezoid(density * score**2, t) / torch.trapezoid(density, t)
+    assert likelihood.STUDENT_INFORMATION == pytest.approx(float(information), rel=1e-3), "metrics of chains and fits rest on it"

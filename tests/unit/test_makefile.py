@@ -27,7 +27,7 @@ echo "start $name" >> log; sleep 0.2; touch "$out/$name.ipynb"; echo "end $name"
 def tree(tmp_path):
     """A small tree under the real Makefile; every notebook's copy is made and up to date."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for folder in ("notebooks", "popcosmos_lib/figures", "popcosmos_lib/resources"):
+    for folder in ("notebooks", "popcosmos_lib/figures", "popcosmos_lib/artefacts"):
         (tmp_path / folder).mkdir(parents=True)
     for path in (
         "popcosmos_lib/artefacts/store.py",

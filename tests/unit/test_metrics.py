@@ -116,3 +116,17 @@ def test_classifier_comes_near_the_best_there_is(shift):
     step = shift * torch.eye(26, dtype=torch.float64)[3]
     best = 0.5 * (1 + math.erf(float(step @ torch.linalg.solve(covariance, step)) ** 0.5 / math.sqrt(8)))
     assert metrics.c2st(x, y, generator=g) == pytest.approx(best, abs=0.035)
+
+
+def test_scatter_is_that_of_a_normal():
+    """For normal residuals sigma_MAD and NMAD are the standard deviation: 1 / 0.67449 = 1.4826 (Thorp+25 rounds to 1.48)."""
+    dz = 0.02 * torch.special.ndtri((torch.arange(100_001, dtype=torch.float64) + 0.5) / 100_001)
+    score = metrics.photoz(dz, torch.zeros_like(dz))
+    assert score["nmad"] == pytest.approx(0.02, rel=1e-3) and score["sigma_mad"] == pytest.approx(0.02, rel=3e-3)
+
+
+def test_an_outlier_is_beyond_fifteen_per_cent():
+    """|dz| / (1 + z) > 0.15 (Thorp+25 sect. 4.3)."""
+    z = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    far = metrics.outlying(z + (1 + z) * torch.tensor([0.149, 0.151, -0.151, 0.12]), z)
+    assert far.tolist() == [False, True, True, False]

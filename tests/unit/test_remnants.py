@@ -1,5 +1,6 @@
 """Mass functions and remnants against closed forms and what is published."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,3 +25,11 @@ def test_remnants_gather_with_age(kind):
 def test_an_unknown_mass_function_is_named():
     with pytest.raises(ValueError, match="salpeter"):
         remnants.bright_fraction("salpeter")
+
+
+def test_initial_and_final_masses_are_those_of_renzini_and_ciotti():
+    """Renzini & Ciotti (1993): white dwarfs of 0.077 M + 0.48 below 8.5 Msun, neutron stars of 1.4, half the mass from 40."""
+    initial, final = np.array([1.0, 5.0, 8.0, 20.0, 60.0]), [0.557, 0.865, 1.096, 1.4, 30.0]
+    assert remnants.final_mass(initial) == pytest.approx(final), "the initial-final mass relation sets every surviving mass"
+    sun = remnants.final_mass(np.array([1.0]))[0]
+    assert 0.51 < sun < 0.60, "white dwarfs of one solar mass are observed at 0.5 to 0.6 Msun"

@@ -224,3 +224,9 @@ def test_the_survey_of_a_catalogue_has_its_errors():
     sky = survey.learn(flux, 0.1 * flux * torch.exp(0.05 * torch.randn(flux.shape, generator=generator)), 200, generator)
     ratio = sky.sigma(flux, generator=generator) / flux
     assert 0.08 < float(ratio.median()) < 0.12
+
+
+@pytest.mark.parametrize("cut, passes", [("r<25", False), ("r<=25", True), ("r>25", False), ("r>=25", True)])
+def test_a_galaxy_on_the_limit_passes_where_the_limit_is_included(cut, passes):
+    flux = filters.flux_from_magnitude(torch.full((1, 26), 25.0))
+    assert bool(survey.select(flux, cut)) is passes, f"a magnitude of exactly 25 {'passes' if passes else 'fails'} {cut}"
