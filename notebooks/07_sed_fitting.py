@@ -49,8 +49,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from popcosmos_lib import survey
-from popcosmos_lib.catalog import from_table
+from popcosmos_lib import catalog, survey
 from popcosmos_lib.emulation import emulator
 from popcosmos_lib.figures import fits, with_units
 from popcosmos_lib.fitting import inference, proposal, sbc
@@ -59,10 +58,8 @@ from popcosmos_lib.fitting.goodness_of_fit import TESTS, UNLIKELY, combined
 from popcosmos_lib.galaxies import cosmology, parameters
 from popcosmos_lib.population import Ensemble, Population, log_ratio, metrics
 from popcosmos_lib.survey import likelihood
-from popcosmos_lib.synthesis import filters, sps
-from popcosmos_lib.synthesis.igm import transmission
-from popcosmos_lib.workflow import run
-from popcosmos_lib.workflow.tables import benchmark
+from popcosmos_lib.synthesis import filters, igm, sps
+from popcosmos_lib.workflow import run, tables
 
 this = run.start("07_sed_fitting", profile=profile, seed=seed)
 inputs = [this.read("mock"), this.read("emulator", weights), this.read("population", calibrated), this.read("uncertainty", weights)]
@@ -235,7 +232,7 @@ this.savefig(fits.trust(quality, p, UNLIKELY, ESS, KHAT), "fit_trust")
 table = inputs[0].data
 held_out = (torch.as_tensor(table["select_r25"].data) & ~torch.as_tensor(table["train"].data)).nonzero()[:, 0]
 rows = held_out[torch.randperm(len(held_out), generator=this.generator("galaxies"))[:n_galaxies]]
-galaxies = from_table(table)[rows]
+galaxies = catalog.from_table(table)[rows]
 truth = torch.stack([torch.as_tensor(table[name].data)[rows] for name in parameters.NAMES], -1).float()
 
 
@@ -346,7 +343,7 @@ theta = parameters.check(draws["pop-cosmos"][one, :100].clamp(*parameters.BOUNDS
 z = theta[:, -1:]
 light = sps.load().spectrum(theta)
 flux = 3.199e12 * (1 + z) * light.total / cosmology.luminosity_distance(z) ** 2  # 1 Lsun/Hz at 1 Mpc is 3.199e12 µJy
-flux = flux * transmission(light.wave, theta[:, -1])
+flux = flux * igm.transmission(light.wave, theta[:, -1])
 wave = np.geomspace(0.3, 6.0, 600)  # µm
 continuum = np.stack([np.interp(wave, 1e-4 * light.wave * (1 + row[-1]), f) for row, f in zip(theta, flux, strict=True)])
 predicted = likelihood.model_flux(likelihood.photometry(model, theta))
@@ -367,7 +364,7 @@ this.savefig(fits.spectrum(wave, np.quantile(continuum, [0.16, 0.5, 0.84], 0), b
 # R-hat < 1.01 in all 16 parameters. These are its committed results.
 
 # %% tags=["nbval-check-output"]
-measured = benchmark("inference")
+measured = tables.benchmark("inference")
 for row in measured["gates"]:
     passed = f"k-hat < {KHAT} in {row['trusted']:.1%}, {ESS:.0f} effective draws in {row['effective']:.1%}, {row['flagged']:.1%} flagged"
     print(f"{row['n']} galaxies with {row['sample']}: {passed}; ranks within {max(row['ranks']):.3f}; {row['seconds']:.2f} CPU s a galaxy")

@@ -15,10 +15,10 @@ import standin
 import torch
 from astropy.table import Table
 
-from popcosmos_lib import catalog, population
+from popcosmos_lib import population
 from popcosmos_lib.__main__ import main
 from popcosmos_lib.artefacts import store
-from popcosmos_lib.catalog import batch, schema
+from popcosmos_lib.catalog import batch, catalogue, schema
 from popcosmos_lib.emulation import emulator
 from popcosmos_lib.fitting import inference
 from popcosmos_lib.galaxies import parameters
@@ -179,9 +179,9 @@ def test_a_kill_while_joining(mock, tmp_path, monkeypatch, stage):
             raise Killed
         return write(path, *rest)
 
-    write = catalog.write
+    write = catalogue.write
     with monkeypatch.context() as patch:
-        patch.setattr(*((batch.shutil, "rmtree") if stage == "rmtree" else (catalog, "write")), dying)
+        patch.setattr(*((batch.shutil, "rmtree") if stage == "rmtree" else (catalogue, "write")), dying)
         with pytest.raises(Killed):
             run(mock, tmp_path / "p.parquet", chunk=16, draws=2)
     monkeypatch.setenv("STANDIN_LOG", str(tmp_path / "log"))
