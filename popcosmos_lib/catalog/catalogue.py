@@ -10,8 +10,11 @@ Weaver et al. (2022), ADS 2022ApJS..258...11W (columns, offsets of its table 3 a
 Thorp et al. (2025), arXiv:2506.12122 sect. 2 (bands and cuts).
 """
 
+from __future__ import annotations
+
 import itertools
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ _KEEP = ("ID", "SAMPLE", "ALPHA_J2000", "DELTA_J2000", "EBV_MW", "UL_MASK", "QC_
          "lp_zBEST", "ez_z_phot", "total_off2", "ID_CLASSIC", "ID_FARMER", *REDSHIFTS)  # fmt: skip
 
 
-def read(path, zero_points="guess"):
+def read(path: Path | str, zero_points: str | None = "guess") -> Catalogue:
     """Read a catalogue with official COSMOS2020 names or with the names of the mock.
 
     Fluxes and errors are multiplied by 10**(0.4 R_b EBV_MW) and by 10**(-0.4 offset_b); CLASSIC 2-arcsec aperture fluxes by
@@ -63,7 +66,7 @@ def read(path, zero_points="guess"):
     return _say(interpret(_open(Path(path)), zero_points, Path(path).name))
 
 
-def interpret(table, zero_points="guess", name=""):
+def interpret(table: Table, zero_points: str | None = "guess", name: str = "") -> Catalogue:
     """A catalogue from a table that has been read already, a part of a larger one for instance; nothing is printed.
 
     Parameters
@@ -95,7 +98,7 @@ def interpret(table, zero_points="guess", name=""):
     return assemble(table, pairs, "ID", REDSHIFTS, notes, lambda f, e: _correct(f, e, table, pairs, zero_points, notes))
 
 
-def known(names):
+def known(names: Sequence[str]) -> list[str]:
     """Those of a table's column names that ``interpret`` looks at, in their order."""
     mock = {name for name in names if name.lower().startswith("flux_")} | {"id", "z"}
     return [name for name in names if name in _WANTED | mock]
@@ -129,12 +132,12 @@ def _names(band):
 _WANTED = {*_KEEP, *(c for name in BANDS["column"] for pair in _names(name) for c in (*pair, f"{name}_VALID"))}
 
 
-def official(columns, band):
+def official(columns: Sequence[str], band: str) -> tuple[str, str] | None:
     """The pair of columns that holds a band of ``BANDS["column"]``, total fluxes before aperture ones; None where there is none."""
     return next((pair for pair in _names(band) if pair[0] in columns and pair[1] in columns), None)
 
 
-def guess(columns, name):
+def guess(columns: Sequence[str], name: str) -> str | None:
     """Whose zero points a table needs, by its columns, then by its name: "farmer", "classic" or None."""
     if "total_off2" in columns or "ID_FARMER" in columns:
         return "classic"
@@ -173,7 +176,7 @@ def _correct(flux, flux_err, table, pairs, zero_points, notes):
     return flux * factor, flux_err * factor
 
 
-def write(path, tables):
+def write(path: Path | str, tables: Iterable[Table]) -> None:
     """Write tables one below the other into one Parquet file, a row group each, holding one at a time.
 
     The file appears under its name once it is whole; a killed run leaves a hidden temporary file, which the next one removes. astropy reads
@@ -211,7 +214,7 @@ def write(path, tables):
             file.write_table(pyarrow.table([table[name].data for name in names], schema))
 
 
-def head(path):
+def head(path: Path | str) -> dict:
     """What ``write`` put into the head of a Parquet file beside units, as a dict; empty if the file is of another origin."""
     told = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"popcosmos")
     return json.loads(told) if told else {}

@@ -11,7 +11,10 @@ other units); Hutchinson (1990) and Grathwohl et al. (2019), arXiv:1810.01367 (e
 Thorp et al. (2025) sect. 3.3 (VE from 0.01 to 10).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -30,7 +33,15 @@ _SOLVERS = {  # with their default steps and the curvature of the grid that suit
 }
 
 
-def decode(model, u, *, sde=None, solver="adams", steps=None, tolerance=1e-5):
+def decode(
+    model: Callable[..., torch.Tensor],
+    u: torch.Tensor,
+    *,
+    sde: VE | VP | None = None,
+    solver: str = "adams",
+    steps: int | None = None,
+    tolerance: float = 1e-5,
+) -> torch.Tensor:
     """Base noise to points of the density, along the probability-flow ODE.
 
     Parameters
@@ -70,7 +81,16 @@ def decode(model, u, *, sde=None, solver="adams", steps=None, tolerance=1e-5):
     return solve(model, x, sde.grid(steps or default, curvature))
 
 
-def encode(model, x, *, sde=None, solver="adams", steps=None, corrections=4, tolerance=1e-5):
+def encode(
+    model: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    *,
+    sde: VE | VP | None = None,
+    solver: str = "adams",
+    steps: int | None = None,
+    corrections: int = 4,
+    tolerance: float = 1e-5,
+) -> torch.Tensor:
     """Points of the density to base noise: the inverse of ``decode`` with the same solver and steps.
 
     A latent belongs to the one discretised map that made it. The ODE solved backwards gives a first guess; each correction then
@@ -112,7 +132,10 @@ def encode(model, x, *, sde=None, solver="adams", steps=None, corrections=4, tol
     return u
 
 
-def log_prob(model, x, *, sde=None, solver="gauss", steps=None, tolerance=1e-5, trace="exact", generator=None):
+def log_prob(
+    model: Callable[..., torch.Tensor], x: torch.Tensor, *, sde: VE | VP | None = None, solver: str = "gauss", steps: int | None = None,
+    tolerance: float = 1e-5, trace: str = "exact", generator: torch.Generator | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Log-density by the probability-flow ODE.
 
     Parameters
@@ -185,7 +208,10 @@ def _with_trace(model, x, trace, generator):
     return estimate
 
 
-def train(net, x, *, generator, steps, batch=512, lr=2e-3, ema=0.999, sde=None, context=None):
+def train(
+    net: ScoreNet, x: torch.Tensor, *, generator: torch.Generator, steps: int, batch: int = 512, lr: float = 2e-3, ema: float = 0.999,
+    sde: VE | VP | None = None, context: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Fit the denoiser to points by denoising score matching; the averaged weights are left in ``net``.
 
     Parameters

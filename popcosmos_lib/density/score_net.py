@@ -5,6 +5,8 @@ References
 Karras et al. (2022), arXiv:2206.00364 (preconditioning); Alsing et al. (2024) sect. 3.2 and Thorp et al. (2025) sect. 3.3 (4 x 128 SiLU).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -29,7 +31,9 @@ class ScoreNet(nn.Module):
         Source of the initial weights.
     """
 
-    def __init__(self, dim=16, width=128, depth=4, *, context=0, generator=None):
+    def __init__(
+        self, dim: int = 16, width: int = 128, depth: int = 4, *, context: int = 0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         sizes = [dim + 1 + 2 * self._WAVES + context, *[width] * depth, dim]
         self.dim = dim
@@ -51,11 +55,11 @@ class ScoreNet(nn.Module):
         features = [x / total.sqrt(), level, phases.sin(), phases.cos(), *([] if context is None else [context])]
         return torch.cat(features, -1), 1.0 / total, sigma / total.sqrt(), 1.0 / total.sqrt()
 
-    def given(self, context):
+    def given(self, context: torch.Tensor) -> _Given:
         """The denoiser of the density conditioned on ``context`` (n, n_context), as ``decode``, ``encode`` and ``log_prob`` take it."""
         return _Given(self, context)
 
-    def forward(self, x, sigma, context=None):
+    def forward(self, x: torch.Tensor, sigma: float | torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Denoised x.
 
         Parameters
@@ -77,7 +81,9 @@ class ScoreNet(nn.Module):
             hidden = nn.functional.silu(layer(hidden))
         return skip * x + out * self.layers[-1](hidden)
 
-    def with_trace(self, x, sigma, context=None):
+    def with_trace(
+        self, x: torch.Tensor, sigma: float | torch.Tensor, context: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Denoised x and the exact trace of its Jacobian.
 
         The Jacobian of the network is carried through the layers analytically (dim columns at once), so the

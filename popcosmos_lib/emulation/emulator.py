@@ -5,6 +5,10 @@ References
 Alsing et al. (2020), arXiv:1911.11778; Thorp et al. (2025), arXiv:2506.12122, sect. 3.2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
 from popcosmos_lib.artefacts import store
 from popcosmos_lib.emulation import spectra
 from popcosmos_lib.emulation.networks import Speculator
@@ -15,7 +19,7 @@ from popcosmos_lib.emulation.training_sets import draw
 __all__ = ["FAINT", "Emulator", "Speculator", "draw", "having", "jacobian", "load", "residuals", "restore", "robust_sigma", "train"]
 
 
-def load(kind="photometry", profile="published"):
+def load(kind: str = "photometry", profile: str = "published") -> Emulator | spectra.Spectra:
     """A trained emulator.
 
     Parameters
@@ -44,7 +48,7 @@ def load(kind="photometry", profile="published"):
     return restored(store.load(name, profile))
 
 
-def having(bands, profile="published"):
+def having(bands: Collection[str], profile: str = "published") -> Emulator | None:
     """The trained emulator whose bands include these, or None.
 
     Parameters

@@ -37,7 +37,7 @@ class Speculator(nn.Module):
         self.gammas = nn.ParameterList([torch.zeros(o) for o in widths[1:-1]])
         nn.init.zeros_(self.weights[-1])  # training starts from the first estimate itself
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for weight, bias, beta, gamma in zip(self.weights, self.biases, self.betas, self.gammas, strict=False):
             x = torch.addmm(bias, x, weight)
             x = x * (gamma + (1 - gamma) * torch.sigmoid(beta * x))

@@ -8,7 +8,11 @@ References
 Alsing et al. (2020), arXiv:1911.11778, sect. 2 (activation) and 3 (photometry); Thorp et al. (2025), arXiv:2506.12122, sect. 3.2.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +21,10 @@ from popcosmos_lib.emulation.inputs import Features, magnitude
 from popcosmos_lib.emulation.networks import Speculator
 from popcosmos_lib.galaxies import cosmology, parameters
 from popcosmos_lib.synthesis import filters
+
+if TYPE_CHECKING:
+    from popcosmos_lib.artefacts import store
+    from popcosmos_lib.synthesis.sps import Synthesiser
 
 __all__ = ["FAINT", "Emulator", "jacobian", "normalisation", "regions", "residuals", "restore", "robust_sigma"]
 
@@ -60,7 +68,7 @@ class Emulator(nn.Module):
         shape = [len(edges) + 1 for edges in _REGIONS.values()]
         self.register_buffer("regional", torch.full((*shape, len(self.bands)), math.nan))
 
-    def magnitudes(self, theta):
+    def magnitudes(self, theta: torch.Tensor) -> torch.Tensor:
         """Apparent magnitudes of a batch.
 
         Parameters
@@ -86,7 +94,7 @@ class Emulator(nn.Module):
         unit_mass = torch.cat([self(*self.features(chunk)) for chunk in chunks])
         return unit_mass.reshape(*theta.shape[:-1], -1).to(theta) + normalisation(theta)
 
-    def lines(self, theta):
+    def lines(self, theta: torch.Tensor) -> torch.Tensor:
         """Luminosities of the 44 lines of ``lines.CALIBRATED``, the ones whose strengths the calibration scales.
 
         Parameters
@@ -101,7 +109,7 @@ class Emulator(nn.Module):
         rows = theta.to(self.shift)
         return 10.0 ** parameters.column(rows, "log10M_formed")[:, None] * self.features.lines(rows)
 
-    def line_flux(self, theta):
+    def line_flux(self, theta: torch.Tensor) -> torch.Tensor:
         """What each of the 44 lines adds to the flux of each band, (n, 44, n_band) [microjansky], after the intergalactic medium.
 
         A line whose strength is off by a fraction beta changes the flux of a band by beta times this (Thorp+25 sect. 3.4).
@@ -110,33 +118,33 @@ class Emulator(nn.Module):
         flux = self.features.line_flux(rows)
         return filters.flux_from_magnitude(filters.AB_ZERO + normalisation(rows))[..., None] * flux
 
-    def errors(self, theta):
+    def errors(self, theta: torch.Tensor) -> torch.Tensor:
         """Error of the emulator where galaxies are, (n, n_band) [mag]: ``regional`` of the bin of each, as the likelihood wants it."""
         return self.regional[regions(theta)].to(theta)
 
-    def forward(self, inputs, continuum, lines):
+    def forward(self, inputs: torch.Tensor, continuum: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
         """Magnitudes for N = 0 from what ``Features`` returns, (n, n_band) [mag]."""
         correction = self.network((inputs - self.shift) / self.scale)
         return magnitude(continuum * torch.exp(-0.4 * math.log(10) * correction) + lines)
 
-    def settings(self):
+    def settings(self) -> dict:
         """What ``restore`` needs beside the state to build this emulator again; plain values."""
         return {"bands": self.bands, "hidden": self.hidden}
 
 
-def regions(theta):
+def regions(theta: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Bins of ``_REGIONS`` in which galaxies lie, one index tensor (n,) for each parameter."""
     return tuple(
         torch.bucketize(parameters.column(theta, name).contiguous(), torch.tensor(edges).to(theta)) for name, edges in _REGIONS.items()
     )
 
 
-def normalisation(theta):
+def normalisation(theta: torch.Tensor) -> torch.Tensor:
     """N = mu(z) - 2.5 log10 M_formed, shape (..., 1) [mag]."""
     return (cosmology.distance_modulus(parameters.column(theta, "z")) - 2.5 * parameters.column(theta, "log10M_formed"))[..., None]
 
 
-def restore(artefact):
+def restore(artefact: store.Artefact) -> Emulator:
     """The emulator of a ``store.Artefact``, ready for evaluation."""
     tables = {name.removeprefix("features."): table for name, table in artefact.data.items() if name.startswith("features.")}
     emulator = Emulator(artefact.meta["bands"], tables, artefact.meta["hidden"])
@@ -144,14 +152,14 @@ def restore(artefact):
     return emulator.eval().requires_grad_(False)
 
 
-def jacobian(magnitudes, theta):
+def jacobian(magnitudes: Callable[[torch.Tensor], torch.Tensor], theta: torch.Tensor) -> torch.Tensor:
     """Derivatives of a function of each row such as ``model.magnitudes``, (n, n_band, 16) [mag per unit of each parameter]."""
     theta = theta.detach().clone().requires_grad_(True)
     columns = magnitudes(theta).sum(0)
     return torch.stack([torch.autograd.grad(column, theta, retain_graph=True)[0] for column in columns], 1)
 
 
-def residuals(emulator, synthesiser, theta):
+def residuals(emulator: Emulator, synthesiser: Synthesiser, theta: torch.Tensor) -> torch.Tensor:
     """Emulated minus synthesised magnitudes.
 
     Parameters
@@ -172,7 +180,7 @@ def residuals(emulator, synthesiser, theta):
         return torch.where(truth < FAINT, emulator.magnitudes(theta) - truth, torch.nan)
 
 
-def robust_sigma(error):
+def robust_sigma(error: torch.Tensor) -> torch.Tensor:
     """Half the distance between the 15.87 and 84.13 percentiles over the first axis, NaN left out."""
     low, high = torch.nanquantile(error, torch.tensor([0.1587, 0.8413]).to(error), dim=0)
     return 0.5 * (high - low)

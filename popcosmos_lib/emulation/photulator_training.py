@@ -5,7 +5,11 @@ References
 Alsing et al. (2020), arXiv:1911.11778, sect. 2 (activation) and 3 (photometry); Thorp et al. (2025), arXiv:2506.12122, sect. 3.2.
 """
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +18,9 @@ from popcosmos_lib.emulation.inputs import tabulate
 from popcosmos_lib.emulation.photulator import FAINT, Emulator, normalisation, regions, residuals, robust_sigma
 from popcosmos_lib.emulation.training_sets import draw
 from popcosmos_lib.galaxies import universe
+
+if TYPE_CHECKING:
+    from popcosmos_lib.synthesis.sps import Synthesiser
 
 __all__ = ["train"]
 
@@ -24,7 +31,10 @@ _HELD_OUT, _GLANCE = 20_000, 4_000  # population-like galaxies that measure the 
 _FEWEST = 50  # galaxies that measure the error of a region
 
 
-def train(synthesiser, *, n_train, steps, generator, hidden=(128, 128, 128), batch=(256, 2048), rate=3e-3, pool=500_000, device=None):
+def train(
+    synthesiser: Synthesiser, *, n_train: int, steps: int, generator: torch.Generator, hidden: Sequence[int] = (128, 128, 128),
+    batch: tuple[int, int] = (256, 2048), rate: float = 3e-3, pool: int = 500_000, device: str | None = None,
+) -> tuple[Emulator, list[dict]]:  # fmt: skip
     """Train an emulator of a synthesiser, on galaxies that are synthesised during the training.
 
     The loss is close to the absolute error, so that a few difficult galaxies do not dominate; its weight fades beyond ``FAINT``. At most

@@ -1,16 +1,18 @@
 """The public pop-cosmos trained models (Cosmo-Pop/pop-cosmos, MIT): photometry, emission lines, stellar masses, flux errors, population.
 
-The files are read by ``release_pickles``, which runs nothing of what a pickle can carry, and kept as safetensors under
-``artefacts/shared``. Each function here takes the place of its files; by default ``data.shared`` finds them under ``POPCOSMOS_DATA`` or
-among the downloads. Used as a reference by notebooks 01 and 02.
+The files are read by ``release_pickles``, which runs no code of a pickle, and kept as safetensors under ``artefacts/shared``. Each function
+takes the place of its files; by default ``data.shared`` finds them under ``POPCOSMOS_DATA`` or among the downloads. Used by notebook 02.
 
 References
 ----------
-Alsing et al. (2020), arXiv:1911.11778 (architecture); Thorp et al. (2025), arXiv:2506.12122 sect. 3.2 (training), appendix A (lines)
-and C (stellar mass). Files: commit d8349165 of June 2025, the one that ``data_manifest.yaml`` names.
+Alsing et al. (2020), arXiv:1911.11778 (architecture); Thorp et al. (2025), arXiv:2506.12122 sect. 3.2 (training), app. A (lines) and C
+(stellar mass). Files: commit d8349165 of June 2025, the one that ``data_manifest.yaml`` names.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import nn
 
 from popcosmos_lib.artefacts import data
 from popcosmos_lib.emulation import release_pickles
+from popcosmos_lib.emulation.photulator import normalisation
 from popcosmos_lib.emulation.release_models import noise_model, population
 from popcosmos_lib.galaxies import cosmology, parameters
 from popcosmos_lib.synthesis import filters
@@ -45,8 +48,7 @@ def _root_dust(theta):
 
 def _with_normalisation(theta):
     """theta with N = mu(z) - 2.5 log10 M in slot 0, as the released networks take it."""
-    magnitude = cosmology.distance_modulus(parameters.column(theta, "z")) - 2.5 * parameters.column(theta, "log10M_formed")
-    return torch.cat([magnitude[:, None], theta[:, 1:]], -1)
+    return torch.cat([normalisation(theta), theta[:, 1:]], -1)
 
 
 def _gated(x, alpha, beta, out=None):
@@ -76,7 +78,7 @@ class Photulators(nn.Module):
         for name, value in state.items():
             self.register_buffer(name.replace(".", ""), value)
 
-    def magnitudes(self, theta):
+    def magnitudes(self, theta: torch.Tensor) -> torch.Tensor:
         """Apparent magnitudes.
 
         Parameters
@@ -115,7 +117,7 @@ class Photulators(nn.Module):
             x = _gated(torch.baddbmm(bias, x, weight, out=linear), alpha, beta, gated)
 
 
-def photulators(path=None, bands=None):
+def photulators(path: Path | str | None = None, bands: Sequence[str] | None = None) -> Photulators:
     """Load the public band networks.
 
     Parameters
@@ -175,7 +177,7 @@ class StellarMass(nn.Module):
         for name, value in state.items():
             self.register_buffer(name.replace(".", "_"), value)
 
-    def surviving_fraction(self, theta):
+    def surviving_fraction(self, theta: torch.Tensor) -> torch.Tensor:
         """Stars and remnants left of what was formed.
 
         Parameters
@@ -197,7 +199,7 @@ class StellarMass(nn.Module):
         return x[:, 0].to(theta)
 
 
-def stellar_mass(path=None):
+def stellar_mass(path: Path | str | None = None) -> StellarMass:
     """Load the public network for the mass that survives.
 
     Parameters
@@ -256,7 +258,7 @@ class Lines(nn.Module):
                 value = value[:, chosen]
             self.register_buffer(name.replace(".", ""), value.float())
 
-    def luminosities(self, theta):
+    def luminosities(self, theta: torch.Tensor) -> torch.Tensor:
         """Line luminosities after dust.
 
         Parameters
@@ -281,7 +283,7 @@ class Lines(nn.Module):
     def _parameter(self, i):
         return getattr(self, f"params{i}")
 
-    def fluxes(self, theta):
+    def fluxes(self, theta: torch.Tensor) -> torch.Tensor:
         """What each line adds to each band. The photulators hold it already: this is for correcting it.
 
         Parameters
@@ -304,7 +306,7 @@ class Lines(nn.Module):
         return _MICROJANSKY * seen[:, None, :] * wave * transmission
 
 
-def lines(path=None, bands=None):
+def lines(path: Path | str | None = None, bands: Sequence[str] | None = None) -> Lines:
     """Load the public network for the luminosities of emission lines.
 
     Parameters

@@ -7,6 +7,8 @@ References
 Thorp et al. (2025), arXiv:2506.12122 sect. 3.3 (population) and 3.4 (flux errors).
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 
@@ -60,7 +62,7 @@ class NoiseModel(nn.Module):
             self.register_buffer(name, state.pop(name))
         self.score = Score(state, about)
 
-    def sigma(self, mag_asinh, generator):
+    def sigma(self, mag_asinh: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw the flux errors of galaxies.
 
         Parameters
@@ -84,7 +86,7 @@ class NoiseModel(nn.Module):
         return self.from_base(mag_asinh, u)
 
     @torch.no_grad()
-    def from_base(self, mag_asinh, u, steps=STEPS):
+    def from_base(self, mag_asinh: torch.Tensor, u: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
         """As ``sigma``, from given unit normal draws u of shape (n, 26), in ``steps`` evaluations of the network."""
         if not torch.isfinite(mag_asinh).all():
             raise ValueError("every magnitude must be finite: fill in the bands that a galaxy lacks from its model")
@@ -98,7 +100,7 @@ class NoiseModel(nn.Module):
         return (log_sigma.clamp(self.log_error_min, self.log_error_max) + math.log(_MICROJANSKY)).exp().to(mag_asinh)
 
 
-def noise_model(path=None):
+def noise_model(path: Path | str | None = None) -> NoiseModel:
     """Load the released model of the flux errors.
 
     Parameters
@@ -157,7 +159,7 @@ class ReleasedPopulation(nn.Module):
             self.register_buffer(name, state.pop(name))
         self.score = Score(state, about)
 
-    def from_base(self, u, steps=_FINE):
+    def from_base(self, u: torch.Tensor, steps: int = _FINE) -> torch.Tensor:
         """Base noise to galaxies along the probability-flow ODE.
 
         Parameters
@@ -179,7 +181,7 @@ class ReleasedPopulation(nn.Module):
         return torch.cat([mass[:, None], theta[:, 1:]], -1)
 
     @torch.no_grad()
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw galaxies.
 
         Parameters
@@ -204,7 +206,7 @@ class ReleasedPopulation(nn.Module):
             missing -= len(kept[-1])
         return torch.cat(kept) if kept else self.shift.new_empty(0, len(lower))
 
-    def log_prob(self, theta, steps=STEPS):
+    def log_prob(self, theta: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
         """Density of galaxies.
 
         Parameters
@@ -238,7 +240,7 @@ class ReleasedPopulation(nn.Module):
         return log_p - self.score.dim * math.log(self.score.contraction) - self.scale.log().sum() - jacobian
 
 
-def population(path=None):
+def population(path: Path | str | None = None) -> ReleasedPopulation:
     """Load a released population model.
 
     Parameters

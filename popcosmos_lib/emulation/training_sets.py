@@ -7,7 +7,7 @@ from popcosmos_lib.galaxies import parameters, priors, universe
 __all__ = ["draw"]
 
 
-def draw(n, generator):
+def draw(n: int, generator: torch.Generator) -> torch.Tensor:
     """Training draws: half like the literature universe, a quarter uniform in the bounds, a quarter in between.
 
     The last quarter is the library of the Prospector-like prior, where the fits of later notebooks begin. In the uniform quarter dust2 is

@@ -9,9 +9,13 @@ References
 Thorp et al. (2024), arXiv:2406.19437; Thorp et al. (2025), arXiv:2506.12122, sect. 3.6; Leistedt et al. (2023), arXiv:2207.07673 (floors).
 """
 
+from __future__ import annotations
+
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from astropy.table import Table
@@ -27,6 +31,9 @@ from popcosmos_lib.sampling import ensemble, rng
 from popcosmos_lib.sampling.importance import tilted
 from popcosmos_lib.survey import forward_model, likelihood, photometry
 from popcosmos_lib.synthesis import sps
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["DERIVED", "ENGINES", "FLAGS", "PRIORS", "QUANTILES", "Result", "fit", "published_floor", "quantiles", "reweighted"]
 
@@ -71,22 +78,23 @@ class Result:
     summary: Table
     prior: str
 
-    def equal(self, n, generator):
+    def equal(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draws of equal weight, (galaxies, n, 16); light ones may be left out and heavy ones repeated."""
         u = torch.rand(len(self.weights), 1, generator=generator)
         rows = ensemble.resample(self.weights.log().nan_to_num(0.0, neginf=-torch.inf), n, u)
         return self.samples.gather(1, rows[..., None].expand(-1, -1, self.samples.shape[-1]))
 
 
-def published_floor():
+def published_floor() -> torch.Tensor:
     """Fractional error floors of Leistedt+23, at least ``FLOOR_MINIMUM``, shape (26,): the default for real photometry."""
     return survey.BANDS["floor"].float().clamp_min(likelihood.FLOOR_MINIMUM)
 
 
 def fit(
-    flux, flux_err, prior="pop-cosmos", *, engine="exact", emulator=None, population=None, guess=None, profile="published",
-    n_draws=512, seed=0, floor=None, id=None, redshift=None, **options,
-):  # fmt: skip
+    flux: ArrayLike, flux_err: ArrayLike, prior: str = "pop-cosmos", *, engine: str = "exact", emulator: object = None,
+    population: object = None, guess: proposal.Proposal | None = None, profile: str = "published", n_draws: int = 512, seed: int = 0,
+    floor: float | torch.Tensor | None = None, id: Sequence | None = None, redshift: ArrayLike | None = None, **options: object,
+) -> Result:  # fmt: skip
     """Posterior of every galaxy. Rows are never dropped: a galaxy without any usable band gets NaN and a flag.
 
     Parameters
@@ -269,16 +277,13 @@ def _derived(theta):
     flat = theta[known]
     lower, upper = parameters.BOUNDS.to(flat).T
     remain = flat[:, 0] + _synthesiser().surviving_fraction(flat.clamp(lower, upper)).log10().to(flat)
-    values = torch.stack(
-        [
-            parameters.log_sfr(flat), parameters.log_ssfr(flat), parameters.mass_weighted_age(flat), remain,
-            2.5 / torch.log(torch.tensor(10.0)) * parameters.column(flat, "dust2"),
-        ]
-    )  # fmt: skip
+    attenuation = 2.5 / torch.log(torch.tensor(10.0)) * parameters.column(flat, "dust2")
+    recent = parameters.log_sfr(flat), parameters.log_ssfr(flat)
+    values = torch.stack([*recent, parameters.mass_weighted_age(flat), remain, attenuation])
     return {name: torch.full(known.shape, torch.nan).masked_scatter(known, value) for name, value in zip(DERIVED, values, strict=True)}
 
 
-def quantiles(values, weight, p):
+def quantiles(values: torch.Tensor, weight: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Quantiles of weighted draws, linear between the middles of the steps of their distribution.
 
     Parameters
@@ -301,7 +306,7 @@ def quantiles(values, weight, p):
 
 
 @torch.no_grad()
-def reweighted(theta, weight, population, other):
+def reweighted(theta: torch.Tensor, weight: torch.Tensor, population: object, other: object) -> torch.Tensor:
     """Weights of posterior draws under another population, such as a member of the ensemble: the likelihood is the same, the prior is not.
 
     Parameters

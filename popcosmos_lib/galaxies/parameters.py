@@ -10,11 +10,17 @@ Alsing et al. (2024), arXiv:2402.00935, table 1; Thorp et al. (2025), arXiv:2506
 (the age edges follow the released code, which is logarithmic; the printed eq. C1 is linear).
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from popcosmos_lib.galaxies import cosmology
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = [
     "BOUNDS", "INDEX", "LABELS", "NAMES", "UNITS", "age_edges", "check", "column", "log_jacobian", "log_sfr",
@@ -44,12 +50,12 @@ _RATIOS = slice(INDEX["log10SFR_ratio1"], INDEX["log10SFR_ratio6"] + 1)
 _LATENT_MAX = 5.0  # |phi| beyond which the probit is flat in float32; the upstream generator clamps here too
 
 
-def column(theta, name):
+def column(theta: torch.Tensor, name: str) -> torch.Tensor:
     """One parameter of a batch, by name: ``column(theta, "z")`` has shape ``theta.shape[:-1]``."""
     return theta[..., INDEX[name]]
 
 
-def check(theta):
+def check(theta: ArrayLike) -> torch.Tensor:
     """Return ``theta`` as a floating tensor, or say what is wrong with it.
 
     Parameters
@@ -75,7 +81,7 @@ def check(theta):
     return theta
 
 
-def to_latent(theta):
+def to_latent(theta: torch.Tensor) -> torch.Tensor:
     """Physical parameters to latent ones.
 
     Parameters
@@ -95,7 +101,7 @@ def to_latent(theta):
     return torch.cat([magnitude[..., None], phi[..., 1:]], -1)
 
 
-def to_theta(phi):
+def to_theta(phi: torch.Tensor) -> torch.Tensor:
     """Latent parameters to physical ones; the inverse of ``to_latent``.
 
     Parameters
@@ -114,7 +120,7 @@ def to_theta(phi):
     return torch.cat([mass[..., None], theta[..., 1:]], -1)
 
 
-def log_jacobian(phi):
+def log_jacobian(phi: torch.Tensor) -> torch.Tensor:
     """ln |d theta / d phi|, so that ln p(theta) = ln p(phi) - log_jacobian(phi).
 
     Parameters
@@ -132,7 +138,7 @@ def log_jacobian(phi):
     return (width.log() + normal).sum(-1) + math.log(0.4)
 
 
-def age_edges(z):
+def age_edges(z: torch.Tensor) -> torch.Tensor:
     """Lookback-time edges of the seven star-formation bins.
 
     Parameters
@@ -158,7 +164,7 @@ def _relative_sfr(theta):
     return torch.cat([torch.ones_like(total[..., :1]), 10.0 ** (-total)], -1)
 
 
-def mass_fractions(theta):
+def mass_fractions(theta: torch.Tensor) -> torch.Tensor:
     """Fraction of the formed mass in each age bin.
 
     Parameters
@@ -175,18 +181,18 @@ def mass_fractions(theta):
     return mass / mass.sum(-1, keepdim=True)
 
 
-def log_ssfr(theta):
+def log_ssfr(theta: torch.Tensor) -> torch.Tensor:
     """Specific star-formation rate over the last 100 Myr per *formed* mass, log10 [1/yr], clipped at -18 (Thorp+25 eq. C4)."""
     recent = mass_fractions(theta)[..., :2].sum(-1)
     return torch.log10(recent / 1e8).clamp_min(-18.0)
 
 
-def log_sfr(theta):
+def log_sfr(theta: torch.Tensor) -> torch.Tensor:
     """Star-formation rate averaged over the last 100 Myr, log10 [Msun/yr]."""
     return log_ssfr(theta) + column(theta, "log10M_formed")
 
 
-def mass_weighted_age(theta):
+def mass_weighted_age(theta: torch.Tensor) -> torch.Tensor:
     """Mean age of the stars formed, weighted by formed mass [Gyr] (Thorp+25 appendix C)."""
     edges = age_edges(column(theta, "z"))
     return (mass_fractions(theta) * 0.5 * (edges[..., 1:] + edges[..., :-1])).sum(-1)

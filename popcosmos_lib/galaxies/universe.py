@@ -38,7 +38,7 @@ def _quadratic(z, values):
     return (a * z + b) * z + c
 
 
-def mass_function(log_mass, z):
+def mass_function(log_mass: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Number density of galaxies per dex of stellar mass.
 
     Parameters
@@ -78,12 +78,12 @@ def _mass_redshift_table(n_z=600, n_mass=240):
     return cumulative / cumulative[-1], float(cumulative[-1])
 
 
-def number_density():
+def number_density() -> float:
     """Galaxies per square degree above `mass_limit` over 0 < z < 6: what one draw of `sample` stands for."""
     return _mass_redshift_table()[1]
 
 
-def quiescent_fraction(log_mass, z):
+def quiescent_fraction(log_mass: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Fraction of galaxies that form no stars to speak of.
 
     Parameters
@@ -106,7 +106,7 @@ def quiescent_fraction(log_mass, z):
     return (0.86 * torch.exp(-0.482 * z) * torch.sigmoid(3.32 * (log_mass - knee)) + 0.308 * torch.exp(-2.065 * z)).clamp_max(1.0)
 
 
-def star_forming_sequence(log_mass, z):
+def star_forming_sequence(log_mass: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Ridge of the star-forming sequence.
 
     Parameters
@@ -135,12 +135,12 @@ def star_forming_sequence(log_mass, z):
     return ridge - younger * (0.026 * log_mass - 0.11)
 
 
-def cosmic_star_formation(z):
+def cosmic_star_formation(z: torch.Tensor) -> torch.Tensor:
     """Cosmic star-formation rate density [Msun/yr/Mpc^3], Salpeter masses (Madau & Dickinson 2014 eq. 15)."""
     return 0.015 * (1 + z) ** 2.7 / (1 + ((1 + z) / 2.9) ** 5.6)
 
 
-def surviving_fraction(age):
+def surviving_fraction(age: torch.Tensor) -> torch.Tensor:
     """Mass of stars and remnants left after ``age`` [Gyr], per mass formed (Behroozi, Wechsler & Conroy 2013 eq. 14, Chabrier)."""
     return 1 - 0.05 * torch.log1p(age * 1e3 / 1.4)
 
@@ -150,7 +150,7 @@ def _returned(z):
     return surviving_fraction(0.4 * cosmology.age(z)).log10()
 
 
-def surviving_mass(theta):
+def surviving_mass(theta: torch.Tensor) -> torch.Tensor:
     """Surviving stellar mass by the convention of this universe.
 
     Parameters
@@ -166,7 +166,7 @@ def surviving_mass(theta):
     return parameters.column(theta, "log10M_formed") + _returned(parameters.column(theta, "z"))
 
 
-def stellar_metallicity(log_mass):
+def stellar_metallicity(log_mass: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scatter of the stellar metallicity at a surviving mass [log10 Msun].
 
     Returns
@@ -179,7 +179,7 @@ def stellar_metallicity(log_mass):
     return mean, 0.5 * (0.6884 - 0.3712 * torch.tanh(2.4763 * log_mass - 25.741))
 
 
-def gas_metallicity(log_mass, log_sfr):
+def gas_metallicity(log_mass: torch.Tensor, log_sfr: torch.Tensor) -> torch.Tensor:
     """Gas-phase metallicity of the fundamental relation, log10 Zgas/Zsun.
 
     Parameters
@@ -195,7 +195,7 @@ def gas_metallicity(log_mass, log_sfr):
     return 8.779 - 0.31 / 2.1 * torch.log10(1 + 10 ** (-2.1 * (log_mass - turnover))) - _SOLAR_OXYGEN
 
 
-def ionisation(log_ssfr):
+def ionisation(log_ssfr: torch.Tensor) -> torch.Tensor:
     """Ionisation parameter of star-forming gas, log10 U, from log10 sSFR [1/yr].
 
     The trend, not the numbers, is that of Kaasinen et al. (2018): U follows sSFR at all redshifts. Slope 0.3 through
@@ -204,7 +204,7 @@ def ionisation(log_ssfr):
     return (-3.1 + 0.3 * (log_ssfr + 10.0)).clamp(-3.6, -2.0)
 
 
-def attenuation(log_mass):
+def attenuation(log_mass: torch.Tensor) -> torch.Tensor:
     """Diffuse optical depth at 5500 A of a star-forming galaxy of surviving mass [log10 Msun].
 
     Garn & Best (2010) eq. for A(Halpha) against mass, 8.5 < log M < 11.5 and held outside, found to hold to z ~ 1.5;
@@ -215,12 +215,12 @@ def attenuation(log_mass):
     return halpha / 0.82 / 1.086 / 2
 
 
-def attenuation_slope(tau2):
+def attenuation_slope(tau2: torch.Tensor) -> torch.Tensor:
     """Slope of the diffuse curve relative to Calzetti, from its depth (Chevallard et al. 2013 eq. 10; Calzetti has 0.75)."""
     return 0.75 - 2.8 / (1 + 3 * tau2.clamp_min(0.0).sqrt())
 
 
-def agn_fraction(log_mass, z):
+def agn_fraction(log_mass: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Fraction of galaxies with a bright torus, f_AGN above ~3 %.
 
     A smooth bump at 10^10.3 Msun and z = 1.5 with the level that makes ~40 % of a Ch1 < 26 sample bright, as
@@ -267,7 +267,7 @@ def _truncated_normal(mean, sigma, name, generator):
     return torch.minimum(torch.maximum(draw, low + margin), high - margin)
 
 
-def sample(n, generator):
+def sample(n: int, generator: torch.Generator) -> torch.Tensor:
     """Draw galaxies of the literature universe, each standing for the same volume of sky.
 
     Parameters

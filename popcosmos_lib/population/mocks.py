@@ -11,7 +11,10 @@ Alsing et al. (2024), arXiv:2402.00935 sect. 3; Thorp et al. (2025), arXiv:2506.
 (derived quantities).
 """
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -94,11 +97,11 @@ class Mock:
             "versions": {"popcosmos": __version__} | provenance.versions(),
         }
 
-    def flux_true(self, theta):
+    def flux_true(self, theta: torch.Tensor) -> torch.Tensor:
         """Noiseless fluxes of galaxies (n, 16) in the bands of the survey, (n, n_band) [µJy]."""
         return likelihood.model_flux(likelihood.photometry(self.engine, theta)[:, self.columns])
 
-    def observe(self, flux_true, generator):
+    def observe(self, flux_true: torch.Tensor, generator: torch.Generator) -> Photometry:
         """What the survey makes of galaxies, these or others.
 
         Parameters
@@ -118,12 +121,12 @@ class Mock:
         return Photometry(flux, flux_err, flux_true, survey.select(flux, self.selection, self.sky.bands))
 
     @torch.no_grad()
-    def photometry(self, theta, generator):
+    def photometry(self, theta: torch.Tensor, generator: torch.Generator) -> Photometry:
         """What the survey makes of galaxies of given parameters (n, 16): ``observe`` of their ``flux_true``."""
         return self.observe(self.flux_true(theta), generator)
 
     @torch.no_grad()
-    def chunk(self, stream, index):
+    def chunk(self, stream: int, index: int) -> torch.Tensor:
         """The galaxies among ``CHUNK`` that pass the selection.
 
         Parameters
@@ -145,7 +148,7 @@ class Mock:
         return torch.cat([theta, derived, seen.flux, seen.flux_err, seen.flux_true], -1)[seen.selected].cpu()
 
     @cached_property
-    def limits(self):
+    def limits(self) -> dict:
         """Where the selected galaxies are a sample complete in mass, from 16,384 others that pass (fewer, if hardly any pass).
 
         Returns
@@ -163,7 +166,7 @@ class Mock:
         found = {name: relations.fit_limit(z, limit) for name, limit in zip(_LIMITS, limits, strict=True)}
         return {"z": [float(z[0]), float(z[-1])]} | found
 
-    def tables(self, n, generator):
+    def tables(self, n: int, generator: torch.Generator) -> Iterator[Table]:
         """A catalogue of ``n`` galaxies, in pieces.
 
         Parameters
@@ -216,7 +219,14 @@ class Mock:
         return table
 
 
-def load(name="cosmos2020", selection=None, *, profile="published", emulator=None, device=None):
+def load(
+    name: Path | str = "cosmos2020",
+    selection: str | None = None,
+    *,
+    profile: str = "published",
+    emulator: str | None = None,
+    device: str | None = None,
+) -> Mock:
     """What makes mock catalogues of the calibrated population in a survey.
 
     Parameters
@@ -267,7 +277,9 @@ def load(name="cosmos2020", selection=None, *, profile="published", emulator=Non
     return made
 
 
-def mock(n, survey="cosmos2020", selection=None, *, generator, profile="published"):
+def mock(
+    n: int, survey: Path | str = "cosmos2020", selection: str | None = None, *, generator: torch.Generator, profile: str = "published"
+) -> Table:
     """A mock catalogue of the calibrated population, in memory; ``python -m popcosmos_lib mock`` writes one of any size.
 
     Parameters

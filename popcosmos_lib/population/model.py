@@ -9,7 +9,10 @@ References
 Alsing et al. (2024), arXiv:2402.00935 sect. 3.2 and 4; Thorp et al. (2025), arXiv:2506.12122 sect. 3.3, 3.5 and 3.7.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -23,13 +26,13 @@ __all__ = ["Ensemble", "Population", "inside", "load", "load_ensemble", "log_rat
 _ROWS = 8192  # rows evaluated at once on a CPU: larger ones fall out of cache
 
 
-def inside(theta):
+def inside(theta: torch.Tensor) -> torch.Tensor:
     """Which galaxies lie within ``parameters.BOUNDS``: theta of shape (..., 16) to bool of shape (...)."""
     lower, upper = parameters.BOUNDS.to(theta).T
     return ((theta >= lower) & (theta <= upper)).all(-1)
 
 
-def log_ratio(law, theta, log_q, steps=24):
+def log_ratio(law: object, theta: torch.Tensor, log_q: Callable[[torch.Tensor], torch.Tensor], steps: int = 24) -> torch.Tensor:
     """ln of the density of a population over another that stood in for it.
 
     Parameters
@@ -70,7 +73,9 @@ class Population(nn.Module):
         self.register_buffer("scale", torch.as_tensor(scale))
 
     @classmethod
-    def fit(cls, theta, *, generator, steps, batch=768, lr=4e-3, width=128):
+    def fit(
+        cls, theta: torch.Tensor, *, generator: torch.Generator, steps: int, batch: int = 768, lr: float = 4e-3, width: int = 128
+    ) -> tuple[Population, torch.Tensor]:
         """Learn the density of points by denoising score matching.
 
         Parameters
@@ -97,7 +102,7 @@ class Population(nn.Module):
         return cls(net, shift, scale), history
 
     @classmethod
-    def from_state(cls, state):
+    def from_state(cls, state: Mapping[str, torch.Tensor]) -> Population:
         """The model that a state dict (name -> Tensor) describes; its size is read from the tensors."""
         depth = sum(name.endswith(".weight") for name in state) - 1
         net = diffusion.ScoreNet(width=len(state["net.layers.0.bias"]), depth=depth)
@@ -105,7 +110,7 @@ class Population(nn.Module):
         population.load_state_dict(dict(state))
         return population.eval().requires_grad_(False)
 
-    def from_base(self, u):
+    def from_base(self, u: torch.Tensor) -> torch.Tensor:
         """Base noise to galaxies along the probability-flow ODE (Adams, 16 evaluations).
 
         Parameters
@@ -120,7 +125,7 @@ class Population(nn.Module):
         """
         return parameters.to_theta(diffusion.decode(self.net, u) * self.scale + self.shift)
 
-    def to_base(self, theta):
+    def to_base(self, theta: torch.Tensor) -> torch.Tensor:
         """Galaxies to base noise: the inverse of ``from_base``.
 
         Parameters
@@ -135,7 +140,7 @@ class Population(nn.Module):
         """
         return diffusion.encode(self.net, (parameters.to_latent(theta) - self.shift) / self.scale)
 
-    def log_prob(self, theta, steps=24):
+    def log_prob(self, theta: torch.Tensor, steps: int = 24) -> torch.Tensor:
         """Density of galaxies.
 
         Parameters
@@ -161,7 +166,7 @@ class Population(nn.Module):
         return log_p - self.scale.log().sum() - parameters.log_jacobian(phi)
 
     @torch.no_grad()
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw galaxies.
 
         Parameters
@@ -202,7 +207,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     @classmethod
-    def from_state(cls, state):
+    def from_state(cls, state: Mapping[str, torch.Tensor]) -> Ensemble:
         """The ensemble that a state dict (name -> Tensor) describes."""
         parts = {}
         for name, value in state.items():
@@ -210,20 +215,20 @@ class Ensemble(nn.Module):
             parts.setdefault(int(number), {})[rest] = value
         return cls([Population.from_state(parts[i]) for i in sorted(parts)]).eval()
 
-    def log_prob(self, theta, steps=24):
+    def log_prob(self, theta: torch.Tensor, steps: int = 24) -> torch.Tensor:
         """ln of the mean density of the members, shape (...); arguments and unit as for ``Population.log_prob``."""
         each = torch.stack([member.log_prob(theta, steps) for member in self.members])
         return each.logsumexp(0) - math.log(len(self.members))
 
     @torch.no_grad()
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw ``n`` galaxies, (n, 16), as many from each member as from another, in random order."""
         share = [n // len(self.members) + (i < n % len(self.members)) for i in range(len(self.members))]
         theta = torch.cat([member.sample(k, generator) for member, k in zip(self.members, share, strict=True)])
         return theta[torch.randperm(n, generator=generator, device=generator.device).to(theta.device)]
 
 
-def load(profile="published"):
+def load(profile: str = "published") -> Population:
     """The calibrated population.
 
     Parameters
@@ -245,6 +250,6 @@ def load(profile="published"):
     return Population.from_state(store.load("population", profile).data)
 
 
-def load_ensemble(profile="published"):
+def load_ensemble(profile: str = "published") -> Ensemble:
     """The calibrated population with its uncertainty: an `Ensemble` of the artefact ``population_ensemble``; arguments as for ``load``."""
     return Ensemble.from_state(store.load("population_ensemble", profile).data)

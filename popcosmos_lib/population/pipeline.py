@@ -5,6 +5,10 @@ References
 Alsing et al. (2024), arXiv:2402.00935 sect. 4; Thorp et al. (2025), arXiv:2506.12122 sect. 3.5.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from astropy.table import Table
 
@@ -16,10 +20,16 @@ from popcosmos_lib.population.model import inside
 from popcosmos_lib.survey import modes, photometry
 from popcosmos_lib.survey.forward_model import SELECTION, Draws, ForwardModel, Photometry
 
+if TYPE_CHECKING:
+    from popcosmos_lib.artefacts.checkpoint import Checkpoint
+
 __all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "calibrate"]
 
 
-def calibrate(catalogue, objective="posterior", *, generator, profile="published", floor=0.02, checkpoint=None, **options):
+def calibrate(
+    catalogue: photometry.Catalogue | Table, objective: str = "posterior", *, generator: torch.Generator, profile: str = "published",
+    floor: float | torch.Tensor = 0.02, checkpoint: Checkpoint | None = None, **options: object,
+) -> calibration.Calibration:  # fmt: skip
     """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors.
 
     Starts from maximum-posterior fits under the Prospector-like prior; the objective "posterior" from draws of those posteriors.

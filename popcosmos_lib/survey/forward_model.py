@@ -7,6 +7,8 @@ References
 Alsing et al. (2024), arXiv:2402.00935 sect. 3 and eq. 2-4; Thorp et al. (2025), arXiv:2506.12122 sect. 3.4, 3.5 and appendix A.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -21,13 +23,13 @@ SELECTION = "r<25"
 _LINE_ROWS = 4096  # galaxies whose (44, 26) line fluxes are held at once
 
 
-def limit(selection=SELECTION):
+def limit(selection: str = SELECTION) -> torch.Tensor:
     """Position of the band of a selection such as ``"r<25"``, and the faintest flux that passes [µJy], a float32 Tensor of shape ()."""
     band, magnitude = selection.split("<")
     return filters.SHORT.index(band.strip()), filters.flux_from_magnitude(torch.tensor(float(magnitude)))
 
 
-def log_passing(magnitude, flux, flux_err, floor=0.0):
+def log_passing(magnitude: torch.Tensor, flux: torch.Tensor, flux_err: torch.Tensor, floor: float | torch.Tensor = 0.0) -> torch.Tensor:
     """ln of the chance that noise lets a galaxy pass the population's selection, zero where its own flux did not pass or is missing.
 
     The population is that of galaxies that passed, so the likelihood of one that did is L / P(selected | theta).
@@ -51,7 +53,7 @@ def log_passing(magnitude, flux, flux_err, floor=0.0):
     return torch.where((flux[..., b] > faintest) & there, likelihood.log_tail((faintest - model) / width), 0.0)
 
 
-def faint(flux):
+def faint(flux: torch.Tensor) -> torch.Tensor:
     """Which galaxies (n, 26) [µJy] were measured in the band of the population's selection and did not pass it: (n,), bool."""
     return flux[:, limit()[0]].isfinite() & ~observation.select(flux, SELECTION)
 
@@ -118,28 +120,28 @@ class ForwardModel:
         self.log_zero_point, self.line_scale = torch.zeros(len(filters.COSMOS26)), torch.zeros(len(lines.CALIBRATED))
 
     @property
-    def reference(self):
+    def reference(self) -> int:
         """Position of the band of the selection, whose zero point is fixed."""
         return limit(self.selection)[0]
 
-    def corrected(self, log_zero_point, line_scale):
+    def corrected(self, log_zero_point: torch.Tensor, line_scale: torch.Tensor) -> ForwardModel:
         """The same forward model with other zero points (26,) and line strengths (44,)."""
         other = ForwardModel(self.emulator, self.survey, self.selection)
         other.log_zero_point, other.line_scale = log_zero_point, line_scale
         return other
 
-    def to(self, device):
+    def to(self, device: str) -> ForwardModel:
         """The same forward model with its emulator on another device; corrections and survey follow what they are applied to."""
         if hasattr(self.emulator, "to"):
             self.emulator.to(device)
         return self
 
-    def draws(self, n, generator):
+    def draws(self, n: int, generator: torch.Generator) -> Draws:
         """Randomness for ``n`` galaxies, on the generator's device."""
         normal = torch.randn(n, self.survey.uncertainty.width, generator=generator, device=generator.device)
         return Draws(normal, observation.student_t((n, len(filters.COSMOS26)), generator))
 
-    def flux(self, theta):
+    def flux(self, theta: torch.Tensor) -> torch.Tensor:
         """Noiseless flux on the catalogue's zero points, those of ``survey`` left out.
 
         Parameters
@@ -166,11 +168,11 @@ class ForwardModel:
         return flux
 
     @property
-    def error(self):
+    def error(self) -> torch.Tensor | None:
         """Error of the emulator's magnitudes, (26,), or None."""
         return getattr(self.emulator, "error", None)
 
-    def magnitudes(self, theta):
+    def magnitudes(self, theta: torch.Tensor) -> torch.Tensor:
         """Apparent AB magnitudes (n, 26) on the catalogue's zero points: ``inference.fit`` takes this model for an emulator."""
         return filters.magnitude_from_flux(self.flux(theta))
 
@@ -203,7 +205,7 @@ class ForwardModel:
         flux = self.survey.observe(flux_true, flux_err, draws=draws.noise)
         return Photometry(flux, flux_err, flux_true, observation.select(flux.detach(), self.selection))
 
-    def log_selected(self, seen):
+    def log_selected(self, seen: Photometry) -> torch.Tensor:
         """ln of the probability that each galaxy passes the selection on another draw of its noise, shape (n,), from ``Photometry``.
 
         Only cuts of the form ``"<band><<magnitude>"`` can be evaluated here.
@@ -212,7 +214,7 @@ class ForwardModel:
         need = (faintest.to(seen.flux) - self.survey.zero_point.to(seen.flux)[b] * seen.flux_true[:, b]) / seen.flux_err[:, b]
         return likelihood.log_tail(need)
 
-    def leak(self, seen):
+    def leak(self, seen: Photometry) -> torch.Tensor:
         """What a population is charged for galaxies that belong outside the selection, a Tensor of shape (), from ``Photometry``.
 
         Mean of -ln 2 P(selected) over the galaxies more likely out than in, zero for the others: galaxies that are truly selected are next

@@ -9,8 +9,12 @@ References
 Alsing et al. (2024) sect. 3.1-3.4; Thorp et al. (2025) sect. 2.1 and 3.4.
 """
 
+from __future__ import annotations
+
 import operator
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from astropy.table import Table
@@ -23,6 +27,9 @@ from popcosmos_lib.survey.photometry import BANDS, asinh_magnitude, flux_from_as
 from popcosmos_lib.survey.uncertainty import UncertaintyModel
 from popcosmos_lib.synthesis import filters
 
+if TYPE_CHECKING:
+    from popcosmos_lib.synthesis.sps import Synthesiser
+
 __all__ = [
     "BANDS", "Survey", "UncertaintyModel", "asinh_magnitude", "flux_from_asinh", "learn", "load", "mock", "select", "student_t", "truth",
 ]  # fmt: skip
@@ -30,7 +37,7 @@ __all__ = [
 _COMPARE = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}  # of fluxes, for a cut in magnitude
 
 
-def student_t(shape, generator):
+def student_t(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Draws from Student's t with two degrees of freedom, the noise law of the papers (A24 sect. 3.1), in closed form.
 
     Parameters
@@ -71,7 +78,7 @@ class Survey:
         self.bands = dict(zip(filters.SHORT, filters.COSMOS26, strict=True)) if bands is None else dict(bands)
         self.zero_point = torch.ones(len(self.bands)) if zero_point is None else torch.as_tensor(zero_point)
 
-    def sigma(self, flux_true, generator=None, draws=None):
+    def sigma(self, flux_true: torch.Tensor, generator: torch.Generator | None = None, draws: torch.Tensor | None = None) -> torch.Tensor:
         """Flux errors that the catalogue quotes.
 
         Parameters
@@ -89,7 +96,9 @@ class Survey:
         """
         return self.uncertainty.sample(flux_true * self.zero_point.to(flux_true), generator=generator, draws=draws)
 
-    def observe(self, flux_true, sigma, generator=None, draws=None):
+    def observe(
+        self, flux_true: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator | None = None, draws: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Noisy catalogue fluxes: zero point times flux, plus sigma times noise, for COSMOS2020 of Student's t.
 
         Parameters
@@ -109,12 +118,12 @@ class Survey:
         return flux_true * self.zero_point.to(flux_true) + sigma * draws.to(flux_true)
 
 
-def truth():
+def truth() -> Survey:
     """The survey of the built-in mock: two depths in u, YJHKs and IRAC, COSMOS2020 FARMER noise levels, unit zero points."""
     return Survey(uncertainty.TwoDepths())
 
 
-def load(profile="published"):
+def load(profile: str = "published") -> Survey:
     """The survey as learned from a catalogue.
 
     Parameters
@@ -136,7 +145,7 @@ def load(profile="published"):
     return Survey(joint_errors.from_state(artefact.data).requires_grad_(False))
 
 
-def learn(flux, flux_err, steps, generator):
+def learn(flux: torch.Tensor, flux_err: torch.Tensor, steps: int, generator: torch.Generator) -> Survey:
     """The survey of a catalogue: COSMOS2020's bands and noise law, with the flux errors learned from the catalogue itself.
 
     Parameters
@@ -156,7 +165,7 @@ def learn(flux, flux_err, steps, generator):
     return Survey(model.eval().requires_grad_(False))
 
 
-def select(flux, cuts, bands=filters.SHORT):
+def select(flux: torch.Tensor, cuts: str, bands: Sequence[str] = filters.SHORT) -> torch.Tensor:
     """Which galaxies pass magnitude cuts on observed flux.
 
     Parameters
@@ -190,7 +199,7 @@ def select(flux, cuts, bands=filters.SHORT):
 
 
 @torch.no_grad()
-def mock(n_draws, synthesiser, generator, batch=10_000):
+def mock(n_draws: int, synthesiser: Synthesiser, generator: torch.Generator, batch: int = 10_000) -> tuple[Table, dict]:
     """The built-in catalogue: universe, direct synthesis, true survey, selection r < 25 or Ch1 < 26.
 
     Parameters

