@@ -1,8 +1,8 @@
-"""Photometry of another survey in the places of the 26 bands, for ``inference.fit``.
+"""Bands of another survey in the places of the 26 COSMOS2020 bands, so that ``inference.fit`` can use its photometry.
 
-Each band of the survey takes the place of the COSMOS2020 band nearest to it, and its light is computed through its own curve; the other
-places stay empty. The proposal then guesses from slightly wrong bands, and the weights correct it. Used by ``real_galaxies``, ``batch``
-and ``dry_run``.
+Each band takes the place of the nearest COSMOS2020 band, but its light is computed through its own transmission curve; the other places
+stay empty. The proposal, trained on COSMOS2020 bands, is then slightly off, which the importance weights correct. Used by
+``catalog.real_galaxies``, ``catalog.batch`` and ``catalog.dry_run``.
 """
 
 from popcosmos_lib.galaxies import parameters
@@ -14,14 +14,14 @@ _EMPTY = 30.0  # magnitude in the places where nothing is compared
 
 
 class BandMap:
-    """What ``inference.fit`` takes for an emulator of the 26 bands.
+    """Photometry of another survey, in the form of an emulator of the 26 bands.
 
     Parameters
     ----------
     curves : dict of str to str
-        Short name of the place -> curve, as ``filters.load`` takes it.
+        Short name of a COSMOS2020 band -> transmission curve, as for ``filters.load``.
     emulator : emulator.Emulator, optional
-        One that has all these curves, see ``emulator.having``; direct synthesis by default.
+        Emulator that has all these curves, see ``emulator.having``; direct synthesis by default.
     """
 
     error = None

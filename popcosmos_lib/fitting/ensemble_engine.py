@@ -1,9 +1,9 @@
 """The papers' way to a posterior: an ensemble of walkers for each galaxy, kept as the reference to compare ``exact_engine`` with.
 
-All galaxies advance together: maxima of the posterior at several redshifts start an ensemble, sequential tempering
-spreads it over the modes, affine-invariant moves with differential evolution explore. Under the population the walk uses a Gaussian mixture
-fitted to the population's draws, and the draws are then reweighted by its exact density: walking under the density itself
-costs the papers 15 GPU-seconds a galaxy. Introduced in notebook 07.
+All galaxies advance together. Each ensemble starts from maxima of the posterior at several redshifts, is spread over the modes by
+sequential tempering, and explores by affine-invariant moves with differential evolution. Under the population the walkers sample a Gaussian
+mixture fitted to draws of the population, and the draws are then reweighted by the exact density; sampling that density directly costs the
+papers 15 GPU-seconds per galaxy. Introduced in notebook 07.
 
 References
 ----------
@@ -34,7 +34,7 @@ _KEPT = 64  # steps of the chain kept for the diagnostics and draws
 
 
 class Law:
-    """A prior as the walkers need it: a closed-form density to walk under, a library, and what the walk leaves to correct.
+    """A prior in the form that walkers need: a closed-form density to sample, a library of draws, the exact density for reweighting.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Law:
     population : Population or None
     emulator : object with ``magnitudes(theta)``
     n_library : int
-        Draws of the prior that starting points are chosen from, and that the mixture is fitted to.
+        Number of prior draws, from which starting points are chosen and to which the mixture is fitted.
     generator : torch.Generator
     """
 
@@ -64,10 +64,10 @@ class Law:
 
 
 class Problem:
-    """Posterior densities of a batch of galaxies, in coordinates where slot 0 is the galaxy's mean magnitude.
+    """Posterior densities of a batch of galaxies, in coordinates whose first is the galaxy's mean magnitude.
 
-    N is replaced by the mean model magnitude over the measured bands, weighted as the data weigh them: brightness is what is measured
-    best and almost every other parameter changes it. The map has unit Jacobian because the light scales exactly with N.
+    N is replaced by the mean model magnitude of the measured bands, weighted by their errors, because brightness is measured best and
+    depends on almost every other parameter. The Jacobian of this map is one, since the light scales exactly with N.
     """
 
     def __init__(self, flux, flux_err, law, emulator, floor):
@@ -112,17 +112,17 @@ def explore(problem, law, random, *, n_draws, n_walkers=64, n_steps=600, moves="
     n_draws : int
         Draws returned for each galaxy.
     n_walkers, n_steps : int
-        Size of each galaxy's ensemble (even, above 32) and its updates after annealing. Where the size is not a multiple of 64, the last
-        bits of a galaxy's densities, and with them its draws, can depend on which others are in the batch.
+        Number of walkers per galaxy (even, more than 32) and of updates after annealing. Unless the number of walkers is a multiple of 64,
+        the last bits of the densities, and hence the draws, can depend on the other galaxies of the batch.
     moves : {"mixed", "stretch"}
         Differential evolution and stretch moves, or the papers' stretch move only.
 
     Returns
     -------
     theta : Tensor of shape (n, n_draws, 16)
-        Equally weighted.
+        Draws of equal weight.
     scores : dict of str to Tensor of shape (n,)
-        ``ess``, reduced by what reweighting to the exact prior costs, and ``rhat``: worst of z, mass and SFR.
+        ``ess``, reduced by the reweighting to the exact prior, and ``rhat``, the largest of z, mass and SFR.
     """
     base, start = _laplace(problem, law, random, n_walkers * _OVERDRAW)
 

@@ -1,10 +1,10 @@
 """Exact posteriors of many galaxies: an amortised proposal, then importance sampling until the weights can be trusted.
 
-Every galaxy is sampled in its own coordinates w, where the proposal makes its posterior nearly a unit normal; the weights correct what is
-left. Exact is the aim: what the proposal rarely reaches can be missed, and notebook 07 measures how much. Where the weights cannot be
-trusted, or draws stay too few, although the galaxy is fitted well, Hamiltonian chains walk in the same coordinates. A flow stands for the
-density of the population meanwhile; the draws that are kept are weighted by the population itself, and sampling goes on until enough are
-left. Introduced in notebook 07.
+Each galaxy is sampled in its own coordinates w, in which the proposal makes the posterior nearly a unit normal; importance weights correct
+the remaining difference. Regions that the proposal rarely reaches can still be missed: notebook 07 measures how often. If the weights
+cannot be trusted, or too few effective draws remain, although the galaxy is fitted well, Hamiltonian chains sample the same coordinates.
+During sampling a flow approximates the density of the population; the draws that are kept are then weighted by the population itself, and
+sampling continues until enough effective draws are left. Introduced in notebook 07.
 
 References
 ----------
@@ -34,17 +34,18 @@ RHAT = 1.1  # up to which chains are trusted; above it they walk another stage
 
 
 class Posterior(NamedTuple):
-    """One galaxy.
+    """Posterior of one galaxy.
 
     Attributes
     ----------
     theta : Tensor of shape (draws, 16)
+        SPS parameters.
     weight : Tensor of shape (draws,)
-        They add up to one.
+        Weights of the draws; their sum is one.
     log_prior : Tensor of shape (draws,)
         ln density of the prior [nat per unit phi].
     ess, khat, rhat : float
-        Effective draws; Pareto index of the importance weights; worst split R-hat of z, mass and SFR, NaN where no chain was needed.
+        Effective number of draws; Pareto shape of the importance weights; largest split R-hat of z, mass and SFR (NaN without chains).
     engine : {"importance", "chains"}
     """
 
@@ -65,11 +66,11 @@ class Target:
     flux, flux_err : Tensor of shape (n, 26)
         [µJy]; NaN where missing.
     floor : Tensor of shape (26,)
-        Fractional error of the model flux, that of the emulator included.
+        Fractional error of the model flux, including that of the emulator.
     proposal : proposal.Proposal
-        That of the prior.
+        Proposal trained for this prior.
     population : Population or None
-        The prior; None for the Prospector-like prior.
+        Prior; None for the Prospector-like prior.
     emulator : object with ``magnitudes(theta)``
     redshift : Tensor of shape (n,), optional
         Known redshifts, to 0.2 per cent of 1 + z; NaN where unknown.
@@ -99,22 +100,22 @@ class Target:
         return log_p, theta
 
     def amends(self, theta, weight):
-        """Weights of draws with the density of the population in place of the flow that stood for it, their tail smoothed.
+        """Replace the flow by the density of the population in the weights of draws, and smooth the tail of the weights.
 
-        Where the flow says far too little, a single draw could outweigh all others.
+        Without smoothing, one draw at which the flow is far too low could outweigh all others.
 
         Parameters
         ----------
         theta : Tensor of shape (..., n, 16)
         weight : Tensor of shape (..., n)
-            Under the flow; they add up to one for each galaxy.
+            Weights under the flow; their sum over the draws of a galaxy is one.
 
         Returns
         -------
         weight : Tensor of shape (..., n)
-            They add up to one for each galaxy.
+            Weights under the population; their sum over the draws of a galaxy is one.
         share : Tensor of shape (...)
-            Effective number of draws, of what it was.
+            Effective number of draws, as a fraction of that before.
         log_prior : Tensor of shape (..., n)
             ln density of the prior [nat per unit phi].
         """
@@ -146,13 +147,13 @@ def posteriors(
     flux, flux_err, floor, proposal, population, emulator, redshift
         As for `Target`.
     seeds : sequence of int
-        One for each galaxy.
+        One seed per galaxy.
     n_draws : int
-        Weighted draws returned of each.
+        Number of weighted draws returned per galaxy.
     draws, rounds : int
-        Of the importance sampling.
+        Draws per round, and maximum number of rounds, of ``importance.sample``.
     ess : float
-        Effective draws at which a galaxy is done.
+        Number of effective draws at which a galaxy is finished.
     progress : callable, optional
         Called with the number of galaxies finished.
 

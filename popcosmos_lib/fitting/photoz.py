@@ -1,6 +1,6 @@
-"""Zero points from galaxies of known redshift, never from those that are scored; redshift posteriors in a file that qp reads.
+"""Zero points from galaxies of known redshift other than those that are scored, and redshift posteriors as a qp ensemble.
 
-Used by notebook 08.
+Introduced in notebook 08.
 
 References
 ----------
@@ -28,7 +28,7 @@ def zero_points(flux, flux_err, redshift, *, iterations=2, **options):
     """Catalogue flux over model flux in each band, from galaxies of known redshift.
 
     The galaxies are fitted at their redshifts; in each band the median over galaxies of measured over predicted flux is the correction, and
-    the fit is repeated with it. What is common to all bands cannot be told from mass: the median of the bands is divided out.
+    the fit is repeated with it. A factor common to all bands is degenerate with mass, so the median over bands is divided out.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def zero_points(flux, flux_err, redshift, *, iterations=2, **options):
     Returns
     -------
     Tensor of shape (26,)
-        Ones where a band has too few detections. Divide fluxes and errors by it.
+        Correction by which to divide fluxes and errors; one for a band with too few detections.
     """
     correction = torch.ones(flux.shape[1])
     for _ in range(iterations):
@@ -65,12 +65,12 @@ def cross_validated(flux, flux_err, redshift, generator, **options):
     flux, flux_err, redshift, **options
         As for ``zero_points``.
     generator : torch.Generator
-        Of the two halves.
+        Source of the random split into halves.
 
     Returns
     -------
     flux, flux_err : Tensor of shape (n, 26)
-        Each galaxy's corrected by what the half that it is not in says.
+        Photometry of each galaxy, corrected with the zero points of the other half.
     corrections : Tensor of shape (2, 26)
     """
     order = torch.randperm(len(flux), generator=generator)
@@ -83,14 +83,14 @@ def cross_validated(flux, flux_err, redshift, generator, **options):
 
 
 def write_qp(path, z, weight, **ancillary):
-    """Write redshift posteriors as a qp ensemble of histograms: ``qp.read(path)``, and with it RAIL, takes the file.
+    """Write redshift posteriors as a qp ensemble of histograms, which ``qp.read`` and RAIL can read.
 
     Parameters
     ----------
     path : Path
         HDF5 file.
     z, weight : Tensor of shape (n, draws)
-        Weighted draws; a galaxy without any is left out.
+        Weighted draws; galaxies without draws are omitted.
     **ancillary : array_like of shape (n,)
         Further columns of the ensemble.
     """

@@ -1,12 +1,11 @@
 """A first guess of every posterior: a flow from unit normals to a galaxy's parameters, given its photometry.
 
-Posteriors are sought in the latent parameters phi. The first of them, N, does no more than scale a model's fluxes, so nothing has to
-learn it: given the other fifteen, Newton's method finds the best N for each draw, and w_0 counts the distance from there. That takes
-brightness out of every posterior, the direction in which it is thinnest and which turns most from place to place. A flow guesses the
-other fifteen. It is trained on mocks of the prior with all levels of noise, all error floors and random bands missing, so that one
-serves any catalogue in these bands; what it gets wrong, importance weights put right (``exact_engine``). A second flow learns the density
-of the population, which takes milliseconds a point as a diffusion model; ``exact_engine`` puts that right too, for the draws it keeps.
-Introduced in notebook 07.
+Posteriors are sampled in the latent parameters phi. The first, N, only scales the fluxes of a model, so it need not be learned: given the
+other fifteen, Newton's method finds the best N of each draw, and w_0 measures the distance from it. This removes brightness, the direction
+in which posteriors are narrowest and most curved. A normalising flow proposes the other fifteen. It is trained on mocks of the prior with
+all noise levels, all error floors and random missing bands, so that one flow serves any catalogue in these bands; ``exact_engine`` corrects
+its errors by importance weights. A second flow approximates the density of the population, because the diffusion model takes milliseconds
+per point; ``exact_engine`` corrects this approximation for the draws that it keeps. Introduced in notebook 07.
 
 References
 ----------
@@ -48,13 +47,13 @@ class Proposal(nn.Module):
     Parameters
     ----------
     flow : flows.Flow
-        Of x_1 to x_15, given the features; x = (phi - centre) / spread.
+        Density of x_1 to x_15 given the features, where x = (phi - centre) / spread.
     density : flows.Flow or None
-        Of all sixteen x under the population; None for the Prospector-like prior, whose density has a closed form.
+        Density of all sixteen x under the population; None for the Prospector-like prior, whose density has a closed form.
     softening : Tensor of shape (26,)
-        Of the asinh fluxes among the features [µJy].
+        Softening of the asinh fluxes among the features [µJy].
     centre, spread : Tensor of shape (16,)
-        Of phi under the prior.
+        Mean and standard deviation of phi under the prior.
     """
 
     def __init__(self, flow, density, softening, centre, spread):
@@ -73,7 +72,7 @@ class Proposal(nn.Module):
         return torch.where(there, torch.asinh(flux / (2 * self.softening)), 0.0), torch.where(there, error.log(), 0.0), 1.0 - there.to(flux)
 
     def features(self, flux, flux_err, floor):
-        """What the flow is given.
+        """Features of the photometry on which the flow is conditioned.
 
         Parameters
         ----------
@@ -100,7 +99,7 @@ class Proposal(nn.Module):
             self.scale[i] = (value - self.shift[i]).square().nanmean(0).sqrt().clamp_min(1e-3)
 
     def decode(self, w, given, flux, flux_err, floor, emulator):
-        """Coordinates of some galaxies to latent parameters and photometry; differentiable.
+        """Map coordinates w to latent parameters and photometry; differentiable.
 
         Parameters
         ----------
@@ -140,7 +139,7 @@ class Proposal(nn.Module):
 
 
 def brightness(shape, flux, flux_err, floor, centre, spread):
-    """The N that fits a spectrum of given shape best, and the error of it.
+    """The value of N that fits a spectrum of given shape best, and its error.
 
     Parameters
     ----------
@@ -149,12 +148,12 @@ def brightness(shape, flux, flux_err, floor, centre, spread):
     flux, flux_err, floor
         As for ``likelihood.log_likelihood``.
     centre, spread : float or Tensor of shape ()
-        Mean and width of N under the prior [mag], taken for a normal: it holds N where there is little photometry.
+        Mean and width of a normal prior on N [mag], which constrains N where there is little photometry.
 
     Returns
     -------
     peak, width : Tensor of shape (...)
-        Of the likelihood times that prior [mag]. The Student-t has several peaks where bands disagree; one of them is found.
+        Maximum and width of likelihood times prior [mag]. Where bands disagree the Student-t likelihood has several maxima; one is found.
     """
     there = flux.isfinite() & flux_err.isfinite()
     flux, flux_err = torch.where(there, flux, 0.0), torch.where(there, flux_err, 1.0)
@@ -225,21 +224,21 @@ def learn(population, emulator, sky, *, n_simulated, steps, generator, batch=256
     sky : survey.Survey
         Flux errors.
     n_simulated : int
-        Galaxies; their noise, floors and missing bands are drawn anew in every batch.
+        Number of galaxies; noise, floors and missing bands are drawn anew in every batch.
     steps, batch : int
-        Adam steps and galaxies in each; the density of the population takes half as many of twice the size.
+        Number of Adam steps and batch size; the density of the population is trained with half the steps and twice the batch size.
     generator : torch.Generator
         On the CPU.
     width, depth : int
-        Of the flow; the density has two couplings more.
+        Size of the flow; the density has two more couplings.
     checkpoint : checkpoint.Checkpoint, optional
-        Where a killed training goes on from.
+        Lets an interrupted training resume.
 
     Returns
     -------
     proposal : Proposal
     history : Tensor of shape (steps,)
-        -ln density of the true x_1 to x_15, mean of each batch [nat].
+        Mean of -ln density of the true x_1 to x_15 in each batch [nat].
     """
     with torch.no_grad():
         mocks = _Mocks(population, emulator, sky, n_simulated, generator)

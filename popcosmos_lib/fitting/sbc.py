@@ -1,4 +1,4 @@
-"""Galaxies on which inference is tried: of known parameters, observed just as the likelihood assumes, and objects that it must not believe.
+"""Simulation-based tests of posteriors: galaxies with known parameters, and planted objects that no posterior should explain.
 
 Introduced in notebook 07.
 
@@ -32,13 +32,14 @@ _BRIGHT = (20.0, 23.0)  # r of planted objects: fainter ones need their photomet
 
 
 class Trial(NamedTuple):
-    """Galaxies with their truth.
+    """Simulated galaxies with their true parameters.
 
     Attributes
     ----------
     theta : Tensor of shape (n, 16)
+        True SPS parameters.
     flux, flux_err : Tensor of shape (n, 26)
-        [µJy]
+        Observed flux and error [µJy].
     """
 
     theta: torch.Tensor
@@ -48,7 +49,7 @@ class Trial(NamedTuple):
 
 @torch.no_grad()
 def galaxies(n, population, emulator, sky, generator, floor=0.01):
-    """Galaxies of the population, whose noise is that of the likelihood and lets each pass the selection.
+    """Draw galaxies of the population with the noise of the likelihood, conditional on passing the selection.
 
     Parameters
     ----------
@@ -64,8 +65,8 @@ def galaxies(n, population, emulator, sky, generator, floor=0.01):
     Returns
     -------
     Trial
-        theta is drawn from p(theta | r < 25) and the data from p(data | theta, r < 25), so that ranks of the truth among posterior draws
-        are uniform if, and only if, posteriors are right.
+        theta is drawn from p(theta | r < 25) and the data from p(data | theta, r < 25). The ranks of the truth among posterior draws are
+        then uniform if the posteriors are correct.
     """
     theta = population.sample(n, generator)
     true = likelihood.model_flux(likelihood.photometry(emulator, theta))
@@ -123,22 +124,22 @@ GALACTIC = ("shuffled band", "0.5 mag in one band")  # those of them that have t
 
 
 def planted(kind, trial, n, generator):
-    """Objects that no galaxy of the model would look like.
+    """Plant objects that no galaxy of the model resembles.
 
     Parameters
     ----------
     kind : str
         One of ``ODDITIES``.
     trial : Trial
-        What other galaxies are like, and the bright ones among which the first are hosts.
+        Simulated galaxies; the first of those that are bright enough become hosts.
     n : int
-        At most so many; about 18 % of the galaxies with r < 25 are bright enough.
+        Maximum number of objects; about 18 % of the galaxies with r < 25 are bright enough.
     generator : torch.Generator
 
     Returns
     -------
     Trial
-        theta is that of the hosts.
+        With theta of the hosts.
     """
     r = filters.magnitude_from_flux(trial.flux[:, filters.SHORT.index("r")])
     rows = ((r > _BRIGHT[0]) & (r < _BRIGHT[1])).nonzero()[:n, 0]
@@ -147,18 +148,18 @@ def planted(kind, trial, n, generator):
 
 
 class Ranks(NamedTuple):
-    """Where the truths lie in their posteriors.
+    """Ranks of true parameters among posterior draws, and how far they are from uniform.
 
     Attributes
     ----------
     pit : Tensor of shape (n, 16)
-        Posterior probability below the truth: uniform if posteriors are right.
+        Posterior probability below the truth; uniform if the posteriors are correct.
     distance : Tensor of shape (17,)
         Kolmogorov-Smirnov distance from uniform of each parameter, and of all together (TARP).
     limit : float
-        What 99 of 100 such experiments with right posteriors stay below in all 17.
+        99th percentile of the largest of the 17 distances if the posteriors are correct.
     spread : float
-        Standard deviation of the ranks, mean of the parameters: 0.289 if posteriors are right, larger if they are too narrow.
+        Standard deviation of the ranks, averaged over parameters: 0.289 for correct posteriors, larger if they are too narrow.
     """
 
     pit: torch.Tensor
@@ -190,7 +191,7 @@ def caught(trial, emulator, floor):
 
 
 def missed(measured):
-    """What a benchmark of inference misses of ``BARS``.
+    """List the ``BARS`` that a benchmark of inference misses.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Calibrating a population: three objectives behind one call, the uncertainty of the result, and what lies beyond the selection.
+"""Calibration of a population by three objectives, its uncertainty, and the correction for the selection.
 
-Nothing here sees the truth of a mock: only observed fluxes and their errors. What is learned is p(theta | selected); ``unselected`` turns
-it into p(theta). Introduced in notebook 04.
+Only observed fluxes and their errors are used, never the truth of a mock. The result is p(theta | selected); ``unselected`` converts it to
+p(theta). Introduced in notebook 04.
 
 References
 ----------
@@ -30,7 +30,7 @@ _FEWEST = 100  # galaxies with all bands that a distance of clouds needs
 
 
 class Calibration(NamedTuple):
-    """What a calibration learned.
+    """Result of a calibration.
 
     Attributes
     ----------
@@ -41,8 +41,8 @@ class Calibration(NamedTuple):
     line_scale : Tensor of shape (44,)
         Fraction by which each line of ``lines.CALIBRATED`` is stronger than in the synthesis.
     history : dict of str to list
-        See ``distribution_matching.match``; of the objective "posterior" also that of ``expectation_maximisation.posteriors``, its names
-        after ``em_``.
+        History of ``distribution_matching.match``; for the objective "posterior" also that of ``expectation_maximisation.posteriors``, with
+        the prefix ``em_``.
     draws : Tensor of shape (n, k, 16), or None
         Draws of each galaxy's posterior, objective "posterior" only.
     """
@@ -83,22 +83,22 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     catalogue : object with ``flux`` and ``flux_err``, (n, 26) [µJy]
         Selected galaxies; NaN = missing. "transport" and "summaries" leave out galaxies with a missing band.
     objective : {"posterior", "transport", "summaries"}
-        Draws of every galaxy's posterior, by expectation-maximisation, then a density of them all and a short transport; distance of the
-        clouds of photometry (Alsing+24 sect. 4); summary statistics (Thorp+25 sect. 3.5).
+        "posterior": draws of every galaxy's posterior by expectation-maximisation, a density fitted to them, and a short transport.
+        "transport": distance between distributions of photometry (Alsing+24 sect. 4). "summaries": summary statistics (Thorp+25 sect. 3.5).
     forward : ForwardModel
         Parameters to photometry.
     start : Tensor of shape (n, 16) or (n, k, 16), or Population
-        Galaxies whose density is learned first (fits, or draws of a prior that pass the selection), or the density itself. For "posterior"
-        points of each galaxy of the catalogue, best k draws of its posterior under a prior, see ``hamiltonian``; where posteriors of all
-        cost too much, those of its first galaxies, and only photometry of the others is used, by the transport at the end.
+        Galaxies whose density is learned first (fits, or prior draws that pass the selection), or the density itself. For "posterior":
+        points for each galaxy of the catalogue, preferably k draws of its posterior under a prior (``chains.posterior_draws``). If they
+        cover only the first galaxies, the photometry of the others is used by the final transport alone.
     generator : torch.Generator
-        All randomness.
+        Source of all randomness.
     checkpoint : checkpoint.Checkpoint, optional
-        A killed run that is started again with it ends at the same result; stages write files beside its own.
+        Lets an interrupted run resume and end at the same result; each stage writes its own file.
     **options
-        Of ``distribution_matching.match``; ``start_steps``, training steps of the first density (4000); for "transport" ``distance``,
-        "sliced" (default) or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density, ``polish`` (50) and
-        ``polish_lr`` (3e-5), steps and rate of the transport (none where hardly any galaxy has all bands), and all that
+        Options of ``distribution_matching.match``; ``start_steps``, training steps of the first density (4000); for "transport"
+        ``distance``, "sliced" (default) or "sinkhorn"; for "posterior" ``density_steps`` (8000), training steps of the last density,
+        ``polish`` (50) and ``polish_lr`` (3e-5), steps and rate of the transport (none where hardly any galaxy has all bands), and all that
         ``expectation_maximisation.posteriors`` takes.
 
     Returns
@@ -108,7 +108,7 @@ def calibrate(catalogue, *, objective="posterior", forward, start, generator, ch
     Raises
     ------
     ValueError
-        If there is no such objective, or hardly any galaxy has all bands and the objective or the corrections need them.
+        If the objective is unknown, or too few galaxies have all bands although the objective or the corrections need them.
     """
     check(objective)
     checkpoint = checkpoint or Checkpoint(None, {})
@@ -253,16 +253,16 @@ def ensemble(calibration, forward, catalogue, *, members, generator, checkpoint=
 
 
 class Unselected(NamedTuple):
-    """Galaxies as they are, not as they are selected.
+    """Galaxies corrected for the selection by weights.
 
     Attributes
     ----------
     theta : Tensor of shape (n, 16)
         Draws of p(theta | selected).
     weight : Tensor of shape (n,)
-        1 / P(selected | theta): weighted, the draws are of p(theta), and the weights count galaxies for each one selected.
+        1 / P(selected | theta). The weighted draws follow p(theta); a weight is the number of galaxies per selected one.
     beyond : Tensor of shape (n,), bool
-        P(selected) below ``BEYOND``: a catalogue holds next to nothing about such galaxies, their weight extrapolates.
+        P(selected | theta) below ``BEYOND``: the catalogue has almost no information on such galaxies, so their weight is an extrapolation.
     """
 
     theta: torch.Tensor
@@ -272,7 +272,7 @@ class Unselected(NamedTuple):
 
 @torch.no_grad()
 def unselected(population, forward, n, generator, repeats=16):
-    """From p(theta | selected), which is what a calibration learns, to p(theta), which holds only as far as the catalogue reaches.
+    """Convert p(theta | selected), which a calibration learns, to p(theta), as far as the catalogue reaches.
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ def unselected(population, forward, n, generator, repeats=16):
         Number of galaxies.
     generator : torch.Generator
     repeats : int
-        Draws of the flux error over which P(selected | theta) is averaged; over the noise it is exact.
+        Number of draws of the flux error over which P(selected | theta) is averaged; the average over the noise is exact.
 
     Returns
     -------

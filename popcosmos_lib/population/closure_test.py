@@ -1,7 +1,7 @@
-"""Closure: how far a population is from galaxies that it never saw and whose truth is known, test by test.
+"""Closure tests: distances between a population and held-out mock galaxies whose true parameters are known.
 
-Each test has a bar and a goal (``BARS``) and a floor: what two samples of one sky show by chance. Photometric tests use the galaxies that
-are complete in the bands they need, so a catalogue's missing bands drop rows and are never filled in. Introduced in notebook 04.
+Each test has a bar and a goal (``BARS``) and a floor, the distance between two samples of one sky. Photometric tests use the galaxies that
+have all bands they need; missing bands are never filled in. Introduced in notebook 04.
 
 References
 ----------
@@ -36,13 +36,13 @@ _SPLITS = 4  # random halves of the truth behind one floor
 
 
 class Bar(NamedTuple):
-    """What a test must reach.
+    """Requirement of a closure test.
 
     Attributes
     ----------
     name : str
     scores : dict of str to str
-        Scores that it judges, by their key in the dict of a `Closure`, and their labels.
+        Scores that are judged: key in the result of a `Closure` -> label.
     bar, goal : float
         Largest absolute score; NaN where a score is only reported.
     unit : str
@@ -147,7 +147,7 @@ class Closure:
         return found
 
     def floor(self, flux, theta=None, *, generator, classifier=True):
-        """What two samples of one sky show by chance, at the sizes at hand.
+        """Scores of two samples of one sky, at the sizes at hand.
 
         Parameters
         ----------
@@ -228,14 +228,14 @@ def _error(z, truth):
 
 
 def verdicts(scores, slack=1.0):
-    """What a population has reached, bar by bar.
+    """Whether a population reaches the goal, the bar or neither, for each of ``BARS``.
 
     Parameters
     ----------
     scores : dict of str to float
         From a `Closure`.
     slack : float
-        Factor on every bar, counted from the perfect score: 1 for the ``full`` profile, more where less was trained.
+        Factor on the distance of every bar from the perfect score: 1 for the ``full`` profile, more for smaller trainings.
 
     Returns
     -------
@@ -287,9 +287,9 @@ def table(scores, judged=None):
 
 
 def widths(draws):
-    """How much photometry says about each parameter: posterior over prior width.
+    """Information of photometry on each parameter: ratio of posterior to prior width.
 
-    The prior is the population that the galaxies themselves make up, which their pooled posteriors sample once calibration has converged.
+    The prior is the population of the galaxies themselves, which their pooled posteriors sample once the calibration has converged.
 
     Parameters
     ----------

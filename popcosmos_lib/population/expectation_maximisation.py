@@ -130,7 +130,7 @@ class _Catalogue:
         """ln L / P(selected | theta) of points phi (g, 16), one for each of the galaxies ``rows``; (g,), -inf outside the mass bounds."""
         theta = parameters.to_theta(phi)
         model = self.forward.flux(theta)
-        seen = model * self.forward.survey.zero_point.to(model)
+        seen = self.forward.survey.on_zero_points(model)
         log_l = likelihood.log_likelihood(likelihood.ZERO_POINT - 2.5 * seen.log10(), self.flux[rows], self.flux_err[rows], self.floor)
         known = self.truncated[rows]
         error = torch.where(self.flux_err[rows].isfinite(), self.flux_err[rows], 1.0)

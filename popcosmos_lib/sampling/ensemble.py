@@ -1,7 +1,7 @@
-"""Ensemble sampling of many posteriors at once, and the diagnostics that say whether to believe it.
+"""Ensemble sampling of many posteriors at once, and its convergence diagnostics.
 
-All arrays are (galaxy, walker, parameter): every galaxy has its own ensemble and all ensembles advance together, so that
-one network evaluation serves them all. Introduced in notebook 07.
+Arrays are (galaxy, walker, parameter): every galaxy has its own ensemble, and all ensembles advance together, so that one evaluation of the
+networks serves all of them. Introduced in notebook 07.
 
 References
 ----------
@@ -60,13 +60,13 @@ def ensemble(target, start, *, steps, random, thin=1, kind="mixed"):
     Parameters
     ----------
     target : callable
-        (n, k, d) -> (n, k): ln density of the posterior of each of the n galaxies [nat].
+        Maps (n, k, d) to ln density of each of the n targets, (n, k) [nat].
     start : Tensor of shape (n, walkers, d)
         Initial walkers; an even number, more than 2 d.
     steps : int
         Updates of every walker.
     random : rng.Streams
-        One for each galaxy.
+        One stream per galaxy.
     thin : int
         Keep every thin-th step.
     kind : {"mixed", "stretch"}
@@ -76,7 +76,7 @@ def ensemble(target, start, *, steps, random, thin=1, kind="mixed"):
     -------
     chain : Tensor of shape (n, steps // thin, walkers, d)
     acceptance : Tensor of shape (n,)
-        Share of accepted moves.
+        Fraction of accepted moves.
     """
     x = start.clone()
     value = target(x).nan_to_num(-torch.inf, posinf=-torch.inf)
@@ -111,22 +111,22 @@ def _rise(gain, beta):
 
 @torch.no_grad()
 def anneal(both, start, *, walkers, moves, random):
-    """Carry draws of a tractable density to the target: sequential Monte Carlo along base^(1-b) target^b.
+    """Move draws of a tractable density to the target by sequential Monte Carlo along base^(1-b) target^b.
 
-    Each galaxy rises at its own pace, and stops when it has arrived; after each rise its particles are resampled by weight and moved.
+    Each galaxy has its own schedule of b; after each increase its particles are resampled by weight and moved, until b is one.
 
     Parameters
     ----------
     both : callable
-        (m, k, d) and the galaxies (m,) -> (2, m, k): ln density of the base, from which ``start`` is drawn, and of the target.
+        Maps points (m, k, d) of the galaxies (m,) to ln density of the base, from which ``start`` is drawn, and of the target: (2, m, k).
     start : Tensor of shape (n, k, d)
-        More draws than walkers make the first resampling better.
+        Draws of the base; more draws than walkers improve the first resampling.
     walkers : int
-        Particles kept.
+        Number of particles kept.
     moves : int
         Ensemble steps at each temperature.
     random : rng.Streams
-        One for each galaxy.
+        One stream per galaxy.
 
     Returns
     -------
@@ -161,17 +161,17 @@ def reweight(log_weight, n, u):
     Parameters
     ----------
     log_weight : Tensor of shape (galaxies, draws)
-        Weights above the mean times the root of their number are cut there: a little bias for much less variance (Ionides 2008).
+        Weights are truncated at the mean times the square root of their number: a small bias for much less variance (Ionides 2008).
     n : int
-        Draws wanted.
+        Number of draws to return.
     u : Tensor of shape (galaxies, 1)
-        Uniform, from 0 to 1.
+        Uniform random numbers between 0 and 1.
 
     Returns
     -------
     index : Tensor of shape (galaxies, n)
     efficiency : Tensor of shape (galaxies,)
-        Effective share of the draws, 1 where all weights are equal.
+        Effective fraction of the draws; 1 if all weights are equal.
     """
     m = log_weight.shape[-1]
     log_weight = torch.minimum(log_weight, log_weight.logsumexp(-1, keepdim=True) - 0.5 * math.log(m))
@@ -200,7 +200,7 @@ def _variances(x):
 
 
 def r_hat(chain):
-    """Split R-hat of one quantity, every walker a chain.
+    """Split R-hat of one quantity, with every walker as a chain.
 
     Parameters
     ----------
@@ -209,14 +209,14 @@ def r_hat(chain):
     Returns
     -------
     Tensor of shape (n,)
-        Near 1 if each walker has seen the whole posterior; far above 1 if walkers still remember their start.
+        Near 1 if every walker has explored the whole posterior; well above 1 if walkers still depend on their start.
     """
     within, total = _variances(_split(chain))
     return (total / within.clamp_min(1e-30)).sqrt().to(chain)
 
 
 def effective_size(chain):
-    """Effective number of independent draws of one quantity, every walker a chain (Geyer's initial monotone sequence).
+    """Effective number of independent draws of one quantity, with every walker as a chain (Geyer's initial monotone sequence).
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def effective_size(chain):
     Returns
     -------
     Tensor of shape (n,)
-        Not above the number of draws. Where R-hat is above 1.1 it is not to be trusted: it cannot fall much below the number of walkers.
+        At most the number of draws. Not reliable where R-hat exceeds 1.1, as it cannot fall much below the number of walkers.
     """
     x = _split(chain)
     within, total = _variances(x)

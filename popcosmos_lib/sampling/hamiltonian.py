@@ -28,27 +28,27 @@ def core_width(phi):
 
 
 def walk(start, log_density, whiten, step, generator, trajectories, leapfrogs, keep):
-    """Hamiltonian chains, one for each galaxy, all at once.
+    """Run one Hamiltonian chain per target, all at once.
 
     Parameters
     ----------
-    start : Tensor of shape (n, 16)
-        Latent parameters.
+    start : Tensor of shape (n, d)
+        Starting points.
     log_density : callable
-        ``log_density(phi)`` gives ln of the target of each galaxy, (n,), differentiable in phi (n, 16); it may be -inf.
-    whiten : Tensor of shape (n, 16, 16)
-        From ``whitening``.
+        ``log_density(x)`` returns ln of the target at x (n, d), shape (n,), differentiable; it may be -inf.
+    whiten : Tensor of shape (n, d, d)
+        Linear maps under which the targets are roughly round, such as ``population.chains.whitening``.
     step : Tensor of shape (n,)
-        Steps to begin with, in the whitened space; tuned over the first 60 % of the trajectories.
+        Initial step sizes in the whitened space; tuned over the first 60 % of the trajectories.
     generator : torch.Generator
     trajectories, leapfrogs, keep : int
-        As for ``posterior_draws``.
+        Number of trajectories, of gradients per trajectory, and of states to return, evenly spread over the second half of the chain.
 
     Returns
     -------
-    draws : Tensor of shape (n, keep, 16)
-        phi; the last one is where the chain ends.
+    draws : Tensor of shape (n, keep, d); the last one is the end of the chain
     acceptance, step : Tensor of shape (n,)
+        Mean acceptance over the second half, and tuned step sizes.
     """
     random = {"generator": generator, "device": generator.device}
 

@@ -1,4 +1,4 @@
-"""Random numbers of many galaxies, each from a stream of its own: what is drawn for one then does not depend on which others it is with."""
+"""Random streams, one per galaxy, so that the draws of a galaxy do not depend on the others in its batch. Introduced in notebook 07."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ class Streams:
     ----------
     seeds : sequence of int
     device : str
-        Of what is drawn. It is drawn on the CPU, so that every device sees the same.
+        Device of the results. Numbers are drawn on the CPU, so that all devices see the same.
     """
 
     def __init__(self, seeds, device="cpu"):
@@ -27,15 +27,15 @@ class Streams:
         self.device = device
 
     def normal(self, n, d):
-        """(g, n, d)."""
+        """Unit-normal numbers of shape (g, n, d) for the g streams."""
         return torch.stack([torch.randn(n, d, generator=g) for g in self.generators]).to(self.device)
 
     def uniform(self, n):
-        """(g, n), from 0 to 1."""
+        """Uniform numbers between 0 and 1, of shape (g, n), for the g streams."""
         return torch.stack([torch.rand(n, generator=g) for g in self.generators]).to(self.device)
 
     def of(self, rows):
-        """The streams of some galaxies; they go on from where they are."""
+        """The streams of some galaxies, in their present state."""
         part = Streams([], self.device)
         part.generators = [self.generators[i] for i in rows]
         return part

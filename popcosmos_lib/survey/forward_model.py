@@ -17,7 +17,7 @@ import torch
 from popcosmos_lib.survey import likelihood, observation
 from popcosmos_lib.synthesis import filters, lines
 
-__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "faint", "limit", "log_passing"]
+__all__ = ["SELECTION", "Draws", "ForwardModel", "Photometry", "faint", "limit", "log_chance", "log_passing"]
 
 SELECTION = "r<25"
 _LINE_ROWS = 4096  # galaxies whose (44, 26) line fluxes are held at once
@@ -29,17 +29,35 @@ def limit(selection: str = SELECTION) -> torch.Tensor:
     return filters.SHORT.index(band.strip()), filters.flux_from_magnitude(torch.tensor(float(magnitude)))
 
 
-def log_passing(magnitude: torch.Tensor, flux: torch.Tensor, flux_err: torch.Tensor, floor: float | torch.Tensor = 0.0) -> torch.Tensor:
-    """ln of the chance that noise lets a galaxy pass the population's selection, zero where its own flux did not pass or is missing.
+def log_chance(flux: torch.Tensor, sigma: torch.Tensor, faintest: torch.Tensor) -> torch.Tensor:
+    """ln of the probability that Student-t noise carries a flux across a faint limit.
 
-    The population is that of galaxies that passed, so the likelihood of one that did is L / P(selected | theta).
+    Parameters
+    ----------
+    flux, sigma : Tensor of shape (...)
+        Noiseless flux in the band of the selection, and scale of the noise [µJy].
+    faintest : Tensor of shape ()
+        Flux limit [µJy], from `limit`.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        In closed form, because the noise has two degrees of freedom (Thorp+25 sect. 3.6).
+    """
+    return likelihood.log_tail((faintest.to(flux) - flux) / sigma)
+
+
+def log_passing(magnitude: torch.Tensor, flux: torch.Tensor, flux_err: torch.Tensor, floor: float | torch.Tensor = 0.0) -> torch.Tensor:
+    """ln P(selected | theta) for the population's own selection; zero where the measured flux does not pass it or is missing.
+
+    The population is that of selected galaxies, so the likelihood of a galaxy that passed is L / P(selected | theta).
 
     Parameters
     ----------
     magnitude : Tensor of shape (..., 26)
-        Of the model (AB).
+        Model magnitudes (AB).
     flux, flux_err : Tensor, broadcastable to (..., 26)
-        [µJy].
+        Measured flux and error [µJy].
     floor : float or Tensor of shape (26,)
         Fractional error of the model flux.
 
@@ -50,11 +68,11 @@ def log_passing(magnitude: torch.Tensor, flux: torch.Tensor, flux_err: torch.Ten
     b, faintest = limit()
     model, there = likelihood.model_flux(magnitude[..., b]), flux_err[..., b].isfinite()
     width = (torch.where(there, flux_err[..., b], 1.0) ** 2 + (torch.as_tensor(floor).expand(magnitude.shape[-1])[b] * model) ** 2).sqrt()
-    return torch.where((flux[..., b] > faintest) & there, likelihood.log_tail((faintest - model) / width), 0.0)
+    return torch.where((flux[..., b] > faintest) & there, log_chance(model, width, faintest), 0.0)
 
 
 def faint(flux: torch.Tensor) -> torch.Tensor:
-    """Which galaxies (n, 26) [µJy] were measured in the band of the population's selection and did not pass it: (n,), bool."""
+    """Whether galaxies (n, 26) [µJy] were measured in the band of the population's selection but do not pass it: (n,), bool."""
     return flux[:, limit()[0]].isfinite() & ~observation.select(flux, SELECTION)
 
 
@@ -109,7 +127,8 @@ class ForwardModel:
     Attributes
     ----------
     log_zero_point : Tensor of shape (26,)
-        ln of catalogue flux over true flux. The band of the selection is the reference: its entry is never applied.
+        ln of catalogue flux over true flux, as learned by a calibration; ``Survey.zero_point`` holds what is known before. The band of the
+        selection is the reference: its entry is never applied.
     line_scale : Tensor of shape (44,)
         beta, the fraction by which each line of ``lines.CALIBRATED`` is stronger than in the synthesis; -1 removes it. The lines are
         evaluated, which nearly doubles the cost, only where one of these is not zero or is being learned.
@@ -206,18 +225,17 @@ class ForwardModel:
         return Photometry(flux, flux_err, flux_true, observation.select(flux.detach(), self.selection))
 
     def log_selected(self, seen: Photometry) -> torch.Tensor:
-        """ln of the probability that each galaxy passes the selection on another draw of its noise, shape (n,), from ``Photometry``.
+        """ln P(selected | theta) of each galaxy, averaged over its noise: shape (n,), from ``Photometry``.
 
-        Only cuts of the form ``"<band><<magnitude>"`` can be evaluated here.
+        Only selections of the form ``"<band><<magnitude>"`` can be evaluated.
         """
         b, faintest = limit(self.selection)
-        need = (faintest.to(seen.flux) - self.survey.zero_point.to(seen.flux)[b] * seen.flux_true[:, b]) / seen.flux_err[:, b]
-        return likelihood.log_tail(need)
+        return log_chance(self.survey.on_zero_points(seen.flux_true)[:, b], seen.flux_err[:, b], faintest)
 
     def leak(self, seen: Photometry) -> torch.Tensor:
-        """What a population is charged for galaxies that belong outside the selection, a Tensor of shape (), from ``Photometry``.
+        """Penalty for galaxies that leak across the selection, a Tensor of shape (), from ``Photometry``.
 
-        Mean of -ln 2 P(selected) over the galaxies more likely out than in, zero for the others: galaxies that are truly selected are next
-        to never charged, so the charge does not drive them away from the limit.
+        Mean over galaxies of -ln 2 P(selected) where P(selected) < 1/2, zero elsewhere. Truly selected galaxies are almost never penalised,
+        so the penalty does not drive them away from the limit.
         """
         return (-math.log(2) - self.log_selected(seen)).clamp_min(0.0).mean()

@@ -78,6 +78,10 @@ class Survey:
         self.bands = dict(zip(filters.SHORT, filters.COSMOS26, strict=True)) if bands is None else dict(bands)
         self.zero_point = torch.ones(len(self.bands)) if zero_point is None else torch.as_tensor(zero_point)
 
+    def on_zero_points(self, flux_true: torch.Tensor) -> torch.Tensor:
+        """Noiseless fluxes (..., n_band) on the zero points of the catalogue, in the unit of ``flux_true``."""
+        return flux_true * self.zero_point.to(flux_true)
+
     def sigma(self, flux_true: torch.Tensor, generator: torch.Generator | None = None, draws: torch.Tensor | None = None) -> torch.Tensor:
         """Flux errors that the catalogue quotes.
 
@@ -94,7 +98,7 @@ class Survey:
         Tensor of shape (n, n_band)
             Error [µJy].
         """
-        return self.uncertainty.sample(flux_true * self.zero_point.to(flux_true), generator=generator, draws=draws)
+        return self.uncertainty.sample(self.on_zero_points(flux_true), generator=generator, draws=draws)
 
     def observe(
         self, flux_true: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator | None = None, draws: torch.Tensor | None = None
@@ -115,7 +119,7 @@ class Survey:
             Observed flux [µJy].
         """
         draws = self.noise(flux_true.shape, generator) if draws is None else draws
-        return flux_true * self.zero_point.to(flux_true) + sigma * draws.to(flux_true)
+        return self.on_zero_points(flux_true) + sigma * draws.to(flux_true)
 
 
 def truth() -> Survey:

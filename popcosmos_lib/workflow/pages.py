@@ -53,15 +53,14 @@ def updated(text, top=True):
     return _BLOCK.sub(block, text)
 
 
-def _figures():
-    rows = [
-        (
-            f"[{id}](figures/{id}.png)", f"[{entry['notebook']}](notebooks/{entry['notebook']}.ipynb)", _paper(entry), entry["status"],
-            ", ".join(f"`{module}`" for module in _modules(entry["notebook"])),
-        )
-        for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"])
-    ]  # fmt: skip
-    return markdown(["figure", "notebook", "paper figure", "status", "computed by"], rows)
+def _figures(computed=False):
+    """Each figure, its notebook and its counterpart in the papers; with ``computed`` also the modules that its notebook calls."""
+    rows = []
+    for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"]):
+        name = entry["notebook"]
+        rows.append([f"[{id}](figures/{id}.png)", f"[{name}](notebooks/{name}.ipynb)", _paper(entry), entry["status"]])
+        rows[-1] += [", ".join(f"`{module}`" for module in _modules(name))] * computed
+    return markdown(["figure", "notebook", "paper figure", "status", *["computed by"] * computed], rows)
 
 
 @cache
@@ -180,6 +179,6 @@ def _measured(name):
 
 
 TABLES = {"figures": _figures, "runtimes": _runtimes, "parameters": _parameters, "data": _data, "cost": _cost, "notebooks": _notebooks}
-TABLES |= {"rooms": layout.table, "headline": _headline}
+TABLES |= {"rooms": layout.table, "headline": _headline, "sources": partial(_figures, computed=True)}
 _BENCHMARKS = ("engines", "choices", "agreement", "release", "inference", "codes", "catalogue", "closure", "mocks", "sky")
 TABLES |= {name: partial(_measured, name) for name in _BENCHMARKS}
