@@ -74,7 +74,7 @@ class Settings:
 
 
 class Outcome(NamedTuple):
-    """What a run leaves behind.
+    """Result of a run.
 
     Attributes
     ----------

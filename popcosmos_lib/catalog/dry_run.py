@@ -1,4 +1,4 @@
-"""Whether a catalogue looks like photometry of galaxies: band by band beside the model, so that a wrong unit or zero point shows.
+"""The dry run: a catalogue beside the model, band by band, so that a wrong unit or zero point shows before anything is fitted.
 
 Used by ``python -m popcosmos_lib fit --dry-run``.
 """

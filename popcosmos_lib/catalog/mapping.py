@@ -27,7 +27,7 @@ _NO_MAGNITUDE = 50.0  # 99 and -99 are written where nothing was measured
 
 @dataclass(frozen=True)
 class Mapping:
-    """Which column is what.
+    """Assignment of columns to quantities.
 
     Attributes
     ----------

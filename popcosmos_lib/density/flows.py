@@ -1,4 +1,4 @@
-"""Normalising flows: densities that are sampled and evaluated in one pass, alone or given what was observed.
+"""Normalising flows: densities, conditional or not, that are sampled and evaluated in one pass.
 
 A flow maps points x to unit normal u: first an affine map with a full matrix, then couplings, each of which bends half of the dimensions
 by rational-quadratic splines whose knots depend on the other half. With a context (photometry, say) the matrix and the knots depend on it
@@ -141,14 +141,14 @@ class Flow(nn.Module):
     context : int
         Features of the context, standardised; 0 for none.
     width : int
-        Units per hidden layer of the couplings; the context reaches them in as many numbers.
+        Units per hidden layer of the couplings, and length of the embedded context that they receive.
     depth : int
         Couplings.
     bins : int
         Bins of a spline.
     embedding : int
-        Units of the network that reads the context. It runs once for all points that share a context, and the centre and the matrix of
-        each posterior come from it: width is cheap here and pays.
+        Units of the network that embeds the context. It runs once for all points that share a context and sets the centre and the matrix of
+        each posterior, so a wide one is cheap and useful.
     blocks : int
         Residual blocks of that network.
     generator : torch.Generator, optional
@@ -282,7 +282,7 @@ def train(flow, batches, *, generator, steps, lr=1e-3, label="flow", checkpoint=
     label : str
         Name of the progress bar.
     checkpoint : checkpoint.Checkpoint, optional
-        Where a killed training goes on from. The caller clears it.
+        Lets an interrupted training resume; the caller clears it.
 
     Returns
     -------

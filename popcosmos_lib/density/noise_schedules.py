@@ -1,4 +1,4 @@
-"""Noise of a diffusion model: how much there is at each time, and the levels at which solvers of its ODE stop.
+"""Noise schedules of a diffusion model: noise against time, and the noise levels at which solvers of the ODE stop.
 
 Variance-exploding and variance-preserving noise, both written as x_sigma = x + sigma * noise. Introduced in notebook 04.
 
@@ -88,10 +88,10 @@ class VE(_Noise):
 
 @dataclass(frozen=True)
 class VP(_Noise):
-    """Variance-preserving diffusion, written as x_sigma so that everything that serves VE serves it too.
+    """Variance-preserving diffusion, rescaled to x_sigma = x + sigma * noise so that the functions for VE apply.
 
-    The usual variable is m x + s noise with m^2 + s^2 = 1; over m it is x + sigma noise with sigma = s / m, and the
-    probability-flow ODE is the same. What differs from VE is how much time is spent at each noise, and the largest noise.
+    The usual variable is m x + s noise with m^2 + s^2 = 1; divided by m it is x + sigma noise with sigma = s / m, with the same
+    probability-flow ODE. It differs from VE in the time spent at each noise level and in the largest noise.
 
     Attributes
     ----------

@@ -1,10 +1,10 @@
-"""The part of photometry that is cheap to compute, tabulated per band: what the emulator's network starts from.
+"""Inputs of the photometry emulator: a first estimate that is cheap to compute from tables, band by band.
 
 For a fixed history the light of a galaxy is linear in the mass of its age bins, so the flux of each bin through each band is a table in
 metallicity and redshift. Attenuation at the band's mean wavelength, emission lines put through the filter curves where they fall, dust
-re-emission and torus by energy balance complete a first estimate. What it misses is smooth: the slope of the attenuation inside a band, the
-answer of the nebular continuum to the gas. That rest is left to the network of ``emulator``. Every table is read with continuous first
-derivatives, because samplers and fits follow them. Introduced in notebook 02.
+re-emission and torus by energy balance complete a first estimate. Its error is smooth (the slope of the attenuation within a band, the
+dependence of the nebular continuum on the gas) and is learned by the network of ``photulator``. Tables are interpolated with continuous
+first derivatives, which samplers and fits need. Introduced in notebook 02.
 
 Fluxes here are per Msun formed and in the synthesiser's unit, 1e-15 Lsun/Hz, with the 1 + z of the redshifted frequency interval in them.
 
@@ -45,7 +45,7 @@ def tabulate(synthesiser):
     Parameters
     ----------
     synthesiser : sps.Synthesiser
-        Whose bands and stellar populations are tabulated.
+        Supplies the bands and stellar populations.
 
     Returns
     -------
@@ -161,7 +161,7 @@ class Features(nn.Module):
         Returns
         -------
         inputs : Tensor of shape (n, size)
-            What the network sees; not standardised.
+            Inputs of the network, not standardised.
         continuum, lines : Tensor of shape (n, n_band)
             Flux of the continuum and of the emission lines; ``magnitude`` of their sum is the estimate.
         """

@@ -1,9 +1,9 @@
-"""Does the model reproduce a galaxy at all, and with a galaxy that exists? Tests that catch stars, quasars and wrong photometry.
+"""Goodness of fit: tests that detect stars, quasars and wrong photometry.
 
-Residuals of the right model are Student-t with two degrees of freedom, whatever the parameters, so two tests have a closed-form
-reference: the sum over the bands of ln(1 + r^2 / 2), which sees a wrong spectrum, and the largest |r|, which sees one wrong band. The
-third asks how common the galaxies of the posterior are under the prior: a star can be mimicked, but by galaxies that hardly exist.
-Introduced in notebook 07.
+Residuals of a correct model are Student-t with two degrees of freedom, whatever the parameters, so two tests have a closed-form reference:
+the sum over bands of ln(1 + r^2 / 2), sensitive to a wrong spectrum, and the largest |r|, sensitive to a single wrong band. The third test
+is how common the galaxies of the posterior are under the prior: a star can be fitted, but only by galaxies that hardly exist. Introduced in
+notebook 07.
 
 References
 ----------
@@ -26,13 +26,13 @@ _MEAN, _VARIANCE = 2 - 2 * math.log(2), 0.8427**2  # of ln(1 + t^2 / 2)
 
 
 def goodness(theta, weight, flux, flux_err, floor, emulator):
-    """How well galaxies are fitted.
+    """Goodness of fit of galaxies under their posteriors.
 
     Parameters
     ----------
     theta : Tensor of shape (n, draws, 16)
     weight : Tensor of shape (n, draws)
-        Of the draws; they add up to one.
+        Weights of the draws; their sum is one.
     flux, flux_err : Tensor of shape (n, 26)
         [µJy]; NaN where missing.
     floor : Tensor of shape (26,)
@@ -62,13 +62,13 @@ def p_values(residual, there, weight):
     there : Tensor of shape (n, n_band), bool
         Measured bands.
     weight : Tensor of shape (n, draws)
-        Of the draws; they add up to one.
+        Weights of the draws; their sum is one.
 
     Returns
     -------
     whole, worst : Tensor of shape (n,)
-        Of the sum (a gamma of its mean and variance stands for its law) and of the largest residual. The parameters are fitted to the
-        data, so both are larger than uniform numbers for galaxies of the model.
+        p-values of the sum (approximated by a gamma distribution of the same mean and variance) and of the largest residual. Because the
+        parameters are fitted to the data, both are larger than uniform numbers for galaxies of the model.
     """
     bands = there.sum(-1, keepdim=True).clamp_min(1).to(residual)
     total = torch.log1p(residual**2 / 2).sum(-1)
@@ -81,7 +81,7 @@ def p_values(residual, there, weight):
 
 
 def rarity(log_p, weight, levels):
-    """How common the galaxies of a posterior are under the prior.
+    """Fraction of prior galaxies that are rarer than those of a posterior.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def rarity(log_p, weight, levels):
     Returns
     -------
     Tensor of shape (n,)
-        Share of the prior's galaxies whose density is lower, mean over the draws. One draw of each of many posteriors is a draw of the
-        prior, so the share has mean 0.5 and is below p for 2 p of the galaxies at most; hardly any come close, as it is a mean.
+        Fraction of prior galaxies with a lower density, averaged over the draws. Single draws of many posteriors are draws of the prior, so
+        the fraction has mean 0.5, and it is below p for at most 2 p of the galaxies (in practice for far fewer, because it is an average).
     """
     share = torch.searchsorted(levels, log_p.contiguous()) / len(levels)
     return (share * weight).sum(-1)
@@ -105,7 +105,7 @@ def rarity(log_p, weight, levels):
 def combined(whole, worst, rare):
     """The p-value of all tests together, of the same shape, at most 1.
 
-    The smallest one: of `p_values`, each over its share of the false alarms (Bonferroni), and of `rarity`, scaled so that ``RARE`` is
-    ``UNLIKELY``; galaxies of the model do not come near that, so it takes no share.
+    The smallest of: both `p_values`, each divided by its share of the false alarms (Bonferroni), and `rarity`, scaled so that ``RARE`` maps
+    to ``UNLIKELY``. Galaxies of the model do not come near this value, so rarity needs no share.
     """
     return torch.minimum(torch.minimum(whole / _SHARES[0], worst / _SHARES[1]), rare * (UNLIKELY / RARE)).clamp_max(1.0)

@@ -1,4 +1,4 @@
-"""How good is it: photometric redshifts, calibration of posteriors, and distances between two samples.
+"""Scores of photometric redshifts and posteriors, and distances between two samples.
 
 Introduced in notebooks 05 (samples) and 08 (redshifts).
 

@@ -51,7 +51,7 @@ _FLUXES = ("flux", "flux_err", "flux_true")
 
 
 class Mock:
-    """What makes one mock catalogue.
+    """Recipe of one mock catalogue.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class Mock:
         return likelihood.model_flux(likelihood.photometry(self.engine, theta)[:, self.columns])
 
     def observe(self, flux_true: torch.Tensor, generator: torch.Generator) -> Photometry:
-        """What the survey makes of galaxies, these or others.
+        """Observe galaxies of given noiseless fluxes.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class Mock:
 
     @torch.no_grad()
     def photometry(self, theta: torch.Tensor, generator: torch.Generator) -> Photometry:
-        """What the survey makes of galaxies of given parameters (n, 16): ``observe`` of their ``flux_true``."""
+        """Observe galaxies of given parameters (n, 16): ``observe`` of their ``flux_true``."""
         return self.observe(self.flux_true(theta), generator)
 
     @torch.no_grad()
@@ -227,7 +227,7 @@ def load(
     emulator: str | None = None,
     device: str | None = None,
 ) -> Mock:
-    """What makes mock catalogues of the calibrated population in a survey.
+    """Recipe of mock catalogues of the calibrated population in a survey.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Distances between two clouds of photometry, differentiable in the first.
+"""Optimal-transport distances between two samples of photometry, differentiable in the first.
 
 The features are the 26 asinh magnitudes and the 25 differences between neighbours in band order. ``Transport``, the loss of a calibration,
 transports the two separately and adds the distances (Alsing+24 sect. 4); scores take the 51 as one cloud.

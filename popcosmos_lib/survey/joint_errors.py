@@ -1,4 +1,4 @@
-"""The 26 flux errors of a galaxy together: what a band's own magnitude leaves open, learned by a diffusion model.
+"""Joint distribution of the 26 flux errors of a galaxy: a diffusion model of what the magnitude in each band does not determine.
 
 A Gaussian copula cannot say that Y, J, H and Ks lie on one tile, deep or shallow; a diffusion model can. It learns standardised
 residuals of ln sigma, whose means and widths follow each band's own magnitude (`uncertainty` says why). Introduced in notebook 03.
@@ -34,10 +34,9 @@ _FARTHEST = 8.0  # whitened residuals: no one learned from lies beyond, where th
 class ConditionalDiffusion(Learned):
     """Joint density of the 26 ln sigma: mean and width in each band from its own magnitude, the residuals from a diffusion model.
 
-    The residuals are whitened by their Cholesky factor first, or the diffusion would spend itself on the scatter that all bands share.
-    It is conditioned on the medians of the magnitudes over the blue, the red, the near-infrared and the IRAC bands, which say how bright
-    a galaxy is and hide how jagged its spectrum is. Twelve evaluations of the network per draw leave an error of the PIT below 0.01
-    against the adaptive solver.
+    The residuals are first whitened by their Cholesky factor, so that the diffusion model need not learn the scatter common to all bands.
+    It is conditioned on the median magnitudes of the blue, red, near-infrared and IRAC bands, which measure the brightness of a galaxy but
+    not the noise in its spectrum. With twelve evaluations of the network per draw the PIT is within 0.01 of that of the adaptive solver.
 
     Parameters
     ----------
@@ -119,14 +118,14 @@ def train(flux, sigma, margin, steps, generator, *, units=96, depth=2, batch=512
     flux, sigma : Tensor of shape (n, 26)
         Observed flux and its error [µJy]; NaN = missing. Residuals of missing bands are drawn given the others, as if Gaussian.
     margin : UncertaintyModel
-        Of one component, trained on the same catalogue.
+        Model with one component, trained on the same catalogue.
     steps : int
         Adam steps.
     generator : torch.Generator
         Initial weights, batches and noise.
     units, depth, batch : int
     rate : float
-        Peak learning rate. It is high because at a lower one a narrow pair of ridges in a single band, as in u, is found late or never.
+        Peak learning rate; at lower ones a narrow pair of ridges in a single band, as in u, is found late or never.
 
     Returns
     -------

@@ -44,7 +44,7 @@ def student_t(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tenso
     ----------
     shape : tuple of int
     generator : torch.Generator
-        Its device is that of the result.
+        Its device is also that of the result.
 
     Returns
     -------
@@ -56,11 +56,11 @@ def student_t(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tenso
 
 
 class Survey:
-    """What happens to a galaxy's light between the sky and the catalogue.
+    """Data model of a survey: flux errors, noise, zero points and selection.
 
     Parameters
     ----------
-    uncertainty : TwoDepths, UncertaintyModel or residuals.ConditionalDiffusion
+    uncertainty : TwoDepths, UncertaintyModel or joint_errors.ConditionalDiffusion
         Distribution of the flux errors given the flux.
     zero_point : Tensor of shape (n_band,), optional
         Catalogue flux over true flux in each band; ones by default.
@@ -157,7 +157,7 @@ def learn(flux: torch.Tensor, flux_err: torch.Tensor, steps: int, generator: tor
     flux, flux_err : Tensor of shape (n, 26)
         Photometry and errors [µJy]; NaN = missing.
     steps : int
-        Training steps of the 26 errors together; those of each band alone take a fortieth.
+        Training steps of the joint model of the 26 errors; the models of single bands take a fortieth.
     generator : torch.Generator
 
     Returns

@@ -19,7 +19,7 @@ _FAINTEST = 1e-4  # microjansky: what a negative flux counts as in a colour
 
 
 class Galaxies(NamedTuple):
-    """What a survey selected.
+    """Galaxies that a survey selected.
 
     Attributes
     ----------

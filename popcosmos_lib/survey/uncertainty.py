@@ -1,12 +1,12 @@
-"""How uncertain a survey's fluxes are: the distribution of the 26 flux errors of a galaxy of given magnitudes.
+"""Flux errors of a survey: the distribution of the 26 errors of a galaxy with given magnitudes.
 
 `TwoDepths` is the closed form that makes the built-in mock; `UncertaintyModel` is a mixture-density network that learns it from a
 catalogue's own errors, and `joint_errors.ConditionalDiffusion`, on top of it, how the bands belong together. All offer ``sample(flux,
 generator)`` or, for common random numbers, ``sample(flux, draws=...)`` with ``width`` normal draws per galaxy.
 
-A simulation asks for the errors of galaxies whose flux has no noise, and a catalogue shows fluxes that have. Given all 26 noisy
-magnitudes a network recognises a noisy galaxy by the jaggedness of its spectrum, and then quotes too small errors for the smooth
-spectra of the simulation. So the error of a band depends on the magnitude in that band only. Introduced in notebook 03.
+A simulation needs the errors of galaxies with noiseless fluxes, but a catalogue has noisy ones. A network that sees all 26 noisy magnitudes
+recognises a noisy galaxy by its irregular spectrum, and then predicts too small errors for the smooth spectra of the simulation. The error
+of a band therefore depends on the magnitude in that band only. Introduced in notebook 03.
 
 References
 ----------
@@ -268,7 +268,7 @@ def pit(model, flux, sigma, generator, draws=20):
     generator : torch.Generator
         Source of the draws, and of the place within a rank, so that a calibrated model gives exactly uniform values.
     draws : int
-        Draws per galaxy. With a few, two ridges pass for one broad one.
+        Draws per galaxy; with too few, two ridges cannot be told from one broad one.
 
     Returns
     -------

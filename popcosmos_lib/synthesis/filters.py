@@ -282,7 +282,7 @@ class Passbands(nn.Module):
             self.register_buffer(name, value.to(torch.float32), persistent=False)
 
     def at(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the bands see of a spectrum at a redshift.
+        """Pixels and weights that integrate a spectrum over each band at a redshift.
 
         Parameters
         ----------
