@@ -1,12 +1,12 @@
-"""Cosmic variance: how far the counts of one field stray from the mean because matter is clustered.
+"""Cosmic variance: scatter of the counts in one field that is due to the clustering of matter.
 
-The recipe of the cosmic variance cookbook: the relative variance of dark matter in the volume of a field and a redshift bin, by linear
-theory, times the bias of galaxies of given stellar mass. The cookbook tabulates five fields; ``dark_matter`` computes any rectangle, and
-``cookbook`` has the tabulated fits to compare with. Used in notebook 06.
+As in the cosmic variance cookbook it is the relative variance of dark matter in the volume of a field and a redshift bin, by linear theory,
+times the bias of galaxies of given stellar mass. The cookbook has fits for five fields, which the tests compare with; ``dark_matter``
+computes any rectangle. Introduced in notebook 06.
 
 References
 ----------
-Moster et al. (2011), ApJ 731, 113 (arXiv:1001.1737): eq. 10 and table 3 (``cookbook``), eq. 13 and table 4 (``bias``), sect. 3.4 (recipe).
+Moster et al. (2011), ApJ 731, 113 (arXiv:1001.1737): eq. 13 and table 4 (``bias``), sect. 3.4 (recipe).
 Newman & Davis (2002), ApJ 564, 567, eq. 2 (variance of a box). The tables were read in three public implementations, not in the paper; two
 of them disagree on the sign of sigma_b of COSMOS, and the one taken here gives the 6 and 12 per cent that the paper's abstract states.
 """
@@ -15,15 +15,8 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["FIELDS", "bias", "box_variance", "cookbook", "dark_matter", "galaxies", "of_mean"]
+__all__ = ["bias", "box_variance", "dark_matter", "galaxies", "of_mean"]
 
-FIELDS = {  # sides [arcmin], then sigma_a, sigma_b and beta of table 3
-    "UDF": ((3.3, 3.3), (0.251, 0.364, 0.358)),
-    "GOODS": ((10.0, 16.0), (0.261, 0.854, 0.684)),
-    "GEMS": ((28.0, 28.0), (0.161, 0.520, 0.729)),
-    "EGS": ((10.0, 70.0), (0.128, 0.383, 0.673)),
-    "COSMOS": ((84.0, 84.0), (0.069, 0.234, 0.834)),
-}
 _MASSES = np.arange(8.75, 11.5, 0.5)  # middles of the mass bins of table 4 [log10 Msun]
 _BIAS = np.array([(0.062, 2.59, 1.025), (0.074, 2.58, 1.039), (0.042, 3.17, 1.147),
                   (0.053, 3.07, 1.225), (0.069, 3.19, 1.269), (0.173, 2.89, 1.438)])  # fmt: skip
@@ -48,26 +41,6 @@ def bias(log_mass, z):
     lower = np.minimum(place.astype(int), len(_MASSES) - 2)
     values = [row[..., 0] * (1 + z) ** row[..., 1] + row[..., 2] for row in (_BIAS[lower], _BIAS[lower + 1])]
     return values[0] + (place - lower) * (values[1] - values[0])
-
-
-def cookbook(field, z, dz=0.2):
-    """Relative standard deviation of dark matter by the fit of table 3, sigma_a / (z^beta + sigma_b) sqrt(0.2 / dz).
-
-    Parameters
-    ----------
-    field : str
-        Key of ``FIELDS``.
-    z : ndarray of shape (n,)
-        Middle of the redshift bin.
-    dz : float
-        Its width.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-    """
-    a, b, beta = FIELDS[field][1]
-    return a / (np.asarray(z, float) ** beta + b) * np.sqrt(0.2 / dz)
 
 
 def dark_matter(z, dz, sides):
