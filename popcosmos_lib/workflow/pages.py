@@ -59,19 +59,29 @@ def _figures(computed=False):
     for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"]):
         name = entry["notebook"]
         rows.append([f"[{id}](figures/{id}.png)", f"[{name}](notebooks/{name}.ipynb)", _paper(entry), entry["status"]])
-        rows[-1] += [", ".join(f"`{module}`" for module in _modules(name))] * computed
+        rows[-1] += [", ".join(f"`{module}`" for module in _modules(name, id))] * computed
     return markdown(["figure", "notebook", "paper figure", "status", *["computed by"] * computed], rows)
 
 
 @cache
-def _modules(name):
-    """Modules of the library that a notebook imports, but for those that run and draw."""
-    found = set()
+def _imported(name):
+    """Module of the library behind each name that a notebook imports, but for those that run and draw."""
+    found = {}
     for node in ast.walk(ast.parse(notebook.path(name).read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("popcosmos_lib"):
             room = node.module.removeprefix("popcosmos_lib").removeprefix(".")
-            found |= {room} if "." in room else {f"{room}.{item.name}".strip(".") for item in node.names}
-    return sorted(module for module in found if module.split(".")[0] not in ("figures", "workflow"))
+            for item in node.names:
+                found[item.asname or item.name] = room if "." in room or item.name[0].isupper() else f"{room}.{item.name}".strip(".")
+    return {local: module for local, module in found.items() if module.split(".")[0] not in ("figures", "workflow")}
+
+
+def _modules(name, id):
+    """Modules that the section of a notebook calls which ends in a figure; those of the whole notebook where that section calls none."""
+    before = notebook.path(name).read_text().split(f'"{id}")')[0]
+    section = before[before.rfind("\n# ## ") :].split("\n# %%", 1)[-1]  # since its heading
+    words = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"^#.*$", "", section, flags=re.M)))
+    imported = _imported(name)
+    return sorted({module for local, module in imported.items() if local in words} or set(imported.values()))
 
 
 def _notebooks():
