@@ -1,7 +1,7 @@
-"""Checkpoints of long computations: what a killed run had reached, so that the next one ends at the same result.
+"""Checkpoints of long computations, from which an interrupted run resumes and ends at the same result.
 
-A checkpoint is one file, written to a temporary name and renamed, that belongs to one computation: the same settings read it, others start
-afresh. Used by the calibrations of notebook 04 and the proposals of notebook 07.
+A checkpoint is one file, written under a temporary name and renamed. It belongs to one computation: a run with other settings ignores it
+and starts afresh. Used by the calibrations of notebook 04 and the proposals of notebook 07.
 """
 
 import torch

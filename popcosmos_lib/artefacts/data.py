@@ -1,4 +1,4 @@
-"""Files from outside: what they are, whether they are here, and how they get here.
+"""External data: the manifest, the state of each item, and downloads.
 
 ``data_manifest.yaml`` declares every item; ``python -m popcosmos_lib data`` lists them and ``... data ID`` downloads one into
 ``data/`` with verification. The default run needs none of them.

@@ -1,4 +1,4 @@
-"""Who made what: commit, versions, hardware, digests and cost of a run.
+"""Provenance of a run: commit, versions, hardware, digests and cost.
 
 Nothing here depends on where the repository lies, so two machines with the same state write the same words.
 Used by ``store`` (sidecars) and ``run`` (records); shown in notebook 99.

@@ -1,8 +1,8 @@
-"""Posteriors of a whole catalogue: chunk by chunk, on as many cores as there are, and from where a killed run stopped.
+"""Posteriors of a whole catalogue: in chunks, on all cores, resuming where an interrupted run stopped.
 
-Every chunk of galaxies becomes one Parquet file in ``<out>.parts``, written to a temporary name and renamed, and is never computed twice;
-when all are there they are joined in the order of the catalogue. Random numbers follow from the seed and the identifier of each galaxy, so
-neither the chunks nor the workers change a result. ``python -m popcosmos_lib fit`` is the way in.
+Each chunk of galaxies becomes one Parquet file in ``<out>.parts``, written under a temporary name and renamed, and is never computed twice.
+Complete chunks are joined in the order of the catalogue. Random numbers depend on the seed and the identifier of each galaxy only, so
+neither chunks nor workers change a result. ``python -m popcosmos_lib fit`` is the command.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ _NETWORKS = ("emulator*", "population", "proposal*")  # artefacts on which a pos
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a posterior, beside the photometry; arguments of ``inference.fit``.
+    """Settings that, with the photometry, determine a posterior; arguments of ``inference.fit``.
 
     Attributes
     ----------
     prior, engine, profile : str
     seed : int
     draws : int
-        Weighted draws of each galaxy to be written; 0 writes none.
+        Number of weighted draws per galaxy to write; 0 writes none.
     """
 
     prior: str = "pop-cosmos"
@@ -109,7 +109,7 @@ class _Plan:
 
 
 def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, scheduler=None, fit=None):
-    """Fit every galaxy of a catalogue, or those that an earlier run has left.
+    """Fit every galaxy of a catalogue, or those that an interrupted run left.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ def run(path, out, *, mapping=None, settings=None, chunk=CHUNK, workers=1, sched
         YAML that explains the columns, see ``columns``.
     settings : Settings, optional
     chunk : int
-        Galaxies in a part; a run that goes on keeps the size it was started with.
+        Largest number of galaxies in a part; small catalogues are cut so that every worker has one. A resumed run keeps its size.
     workers, scheduler : int, str
         As for ``cluster.run``.
     fit : callable, optional
-        Stands in for ``inference.fit``.
+        Replacement of ``inference.fit``, for tests.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""What the columns of a catalogue mean: recognised names, or a short YAML, and units.
+"""Meaning of the columns of a catalogue: recognised names, or a short YAML, and units.
 
-Names of COSMOS2020, of the built-in mock and of KiDS are recognised. Anything else is told by a YAML file:
+Names of COSMOS2020, of the built-in mock and of KiDS are recognised. Any other table is explained by a YAML file:
 
     id: ID                               # left out: row numbers
     bands: {u: [flux_u, err_u], ...}     # short names of filters.SHORT, any of the 26
@@ -38,13 +38,13 @@ _KIDS_NOTE = (
 
 
 def resolve(source, path=None):
-    """Find out what the columns of a catalogue mean.
+    """Assign the columns of a catalogue to bands, redshift and extinction.
 
     Parameters
     ----------
-    source : sources.Source
+    source : readers.Source
     path : path, optional
-        YAML with the fields that the head of this module explains; recognised by their names otherwise.
+        YAML file with the fields explained at the head of this module; by default columns are recognised by their names.
 
     Returns
     -------

@@ -31,9 +31,10 @@ _GALAXIES = 20_000  # of the model, and rows of the catalogue that are looked at
 def compare(catalogue, profile="published", seed=0, curves=None):
     """Median magnitudes of a catalogue and of the model.
 
-    The model appears twice: as COSMOS2020 would observe it with r < 25; and, for the offset that counts, as this catalogue would: every
-    galaxy is replaced by one of the model that is as bright in the reference band, with its own errors and missing bands, which leaves
-    colours to compare; galaxies brighter than the model's are left out. The reference is r, or the nearest band that the catalogue has.
+    The model is observed twice: as COSMOS2020 would, with r < 25; and, to judge offsets, as this catalogue would. For the latter every
+    galaxy is replaced by a model galaxy of the same brightness in the reference band, with the errors and missing bands of the former, so
+    that colours are compared; galaxies brighter than any of the model are left out. The reference band is r, or the nearest band of the
+    catalogue.
 
     Parameters
     ----------
@@ -102,12 +103,12 @@ def _median(flux, error):
 
 
 def report(source, mapping, profile="published"):
-    """What was understood of a catalogue, what it looks like, and what would be written: lines of text.
+    """Report how a catalogue was understood, how it compares with the model, and what would be written, as lines of text.
 
     Parameters
     ----------
-    source : sources.Source
-    mapping : columns.Mapping
+    source : readers.Source
+    mapping : mapping.Mapping
     profile : str
         As for ``compare``.
 

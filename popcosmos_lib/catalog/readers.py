@@ -51,7 +51,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Source:
-    """A catalogue on disk, of which nothing but names, units and lengths has been read.
+    """A catalogue on disk: names, units and lengths, without its rows.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class Source:
 
 
 def load(path):
-    """Look at a catalogue without reading its rows.
+    """Open a catalogue without reading its rows.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def load(path):
     Raises
     ------
     FileNotFoundError
-        If there is nothing.
+        If there is no such file or folder.
     ValueError
         If it is of another kind, damaged, truncated or empty.
     """

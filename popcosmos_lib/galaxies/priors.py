@@ -167,7 +167,7 @@ def _given_mass_redshift(log_mass, z, u):
 
 
 class Broad:
-    """Uniform inside the bounds in all 16 parameters: what one would assume without any literature.
+    """Uniform prior within the bounds of all 16 parameters.
 
     In phi the 15 probits are N(0, 1); N follows from mass and redshift and is wide (90 % within 12 to 31 mag).
     """
@@ -189,8 +189,8 @@ class Broad:
 class Mixture:
     """Gaussian mixture on phi, fitted to draws: a closed-form stand-in for a population whose exact density is expensive.
 
-    A sampler walks under it and the draws it keeps are reweighted by the exact density. One component spans all the draws, so that
-    no galaxy is out of its reach.
+    A sampler explores the mixture, and the draws that it keeps are reweighted by the exact density. One component spans all draws, so that
+    no galaxy lies in the tail of all components.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class Mixture:
     components : int
         Number of Gaussians, full covariances.
     iterations : int
-        Of expectation maximisation.
+        Iterations of expectation-maximisation.
     """
 
     def __init__(self, theta, generator, components=48, iterations=20):

@@ -127,12 +127,12 @@ class Mock:
 
     @torch.no_grad()
     def chunk(self, stream: int, index: int) -> torch.Tensor:
-        """The galaxies among ``CHUNK`` that pass the selection.
+        """Galaxies that pass the selection, among ``CHUNK``.
 
         Parameters
         ----------
         stream, index : int
-            Which chunk of which random stream.
+            Random stream, and number of the chunk in it.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class Mock:
 
     @cached_property
     def limits(self) -> dict:
-        """Where the selected galaxies are a sample complete in mass, from 16,384 others that pass (fewer, if hardly any pass).
+        """Limits between which the selected galaxies are complete in mass, from 16,384 others that pass (fewer, if hardly any pass).
 
         Returns
         -------
@@ -174,7 +174,7 @@ class Mock:
         n : int
             Galaxies that pass the selection.
         generator : torch.Generator
-            Asked once, for the random stream.
+            Used once, to choose the random stream.
 
         Yields
         ------
