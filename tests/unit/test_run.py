@@ -129,6 +129,10 @@ def test_from_notebook_to_published(tiny, capsys):
     """One chain: run twice to the same bytes, record, figures, reading copy, reference, tables; then each way to spoil it."""
     (tiny / "data_manifest.yaml").write_text("{}\n")
     (tiny / "README.md").write_text("<!-- generated:figures -->\n<!-- /generated -->\n<!-- generated:runtimes -->\n<!-- /generated -->\n")
+    (tiny / "docs").mkdir()
+    for page in pages.PAGES[1:]:
+        (tiny / page).touch()
+    (tiny / "docs/figures.md").write_text("<!-- generated:sources -->\n<!-- /generated -->\n")
     (tiny / "REPRODUCING.md").write_text("<!-- generated:parameters -->\n<!-- /generated -->\n")
     copy, figure = tiny / "build/fast/01_tiny.ipynb", tiny / "figures/tiny.pdf"
     assert main(["run", "notebooks/01_tiny.py"]) == 0
@@ -146,6 +150,7 @@ def test_from_notebook_to_published(tiny, capsys):
     pages.update()
     row = "| [tiny](figures/tiny.png) | [01_tiny](notebooks/01_tiny.ipynb) | Alsing+24 fig. 1 | analogue |"
     assert row in (tiny / "README.md").read_text()
+    assert "| [tiny](../figures/tiny.png) | [01_tiny](../notebooks/01_tiny.ipynb) |" in (tiny / "docs/figures.md").read_text()
     assert "| 01_tiny | `n` | numbers drawn | `2` | `5` | `5` |" in (tiny / "REPRODUCING.md").read_text()
     manifest = json.loads((tiny / "figures/manifest.json").read_text())
     assert manifest["tiny"]["sha256"] == record["figures"]["tiny"] and manifest["tiny"]["profile"] == "fast"
