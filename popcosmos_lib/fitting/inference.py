@@ -50,7 +50,7 @@ FLAGS = photometry.FLAGS | {  # bit: what to mind about that galaxy
 }
 _APART = 0.1  # gap in z/(1+z) that separates two modes, if at least a twentieth of the draws lie on each side
 _LEVELS = 2048  # galaxies of the prior whose densities are compared with those of draws
-_RARER = 8  # one in so many draws of an ensemble is asked for its density
+_RARER = 8  # the density is evaluated at every eighth draw of an ensemble
 _BATCH = 128  # galaxies whose ensembles advance together, or that are summarised together
 
 

@@ -12,7 +12,7 @@ Alsing et al. (2024), arXiv:2402.00935 sect. 3.2 and 4; Thorp et al. (2025), arX
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -66,7 +66,7 @@ class Population(nn.Module):
         Standardisation of phi.
     """
 
-    def __init__(self, net, shift, scale):
+    def __init__(self, net: diffusion.ScoreNet, shift: torch.Tensor, scale: torch.Tensor) -> None:
         super().__init__()
         self.net = net
         self.register_buffer("shift", torch.as_tensor(shift))
@@ -202,7 +202,7 @@ class Ensemble(nn.Module):
     members : ModuleList of Population
     """
 
-    def __init__(self, members):
+    def __init__(self, members: Sequence[Population]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

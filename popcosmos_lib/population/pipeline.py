@@ -32,7 +32,8 @@ def calibrate(
 ) -> calibration.Calibration:  # fmt: skip
     """Learn the population of a catalogue from its photometry, with the trained emulator and flux errors.
 
-    Starts from maximum-posterior fits under the Prospector-like prior; the objective "posterior" from draws of those posteriors.
+    Three steps, which notebook 04 runs one by one: maximum-posterior fits under the Prospector-like prior, draws from those posteriors (for
+    the objective "posterior"), and the calibration.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ def calibrate(
     floor : float or Tensor of shape (26,)
         Fractional error of the model flux, beside the emulator's: 0.03 or more for real galaxies.
     checkpoint : checkpoint.Checkpoint, optional
-        Where a killed run goes on from.
+        Lets an interrupted run resume.
     **options
-        Of ``calibration.calibrate``.
+        Options of ``calibration.calibrate``.
 
     Returns
     -------
@@ -59,7 +60,7 @@ def calibrate(
     Raises
     ------
     ValueError
-        If there is no such objective, or hardly a galaxy to learn from.
+        If the objective is unknown, or too few galaxies are left to learn from.
     store.Missing
         If notebooks 02 and 03 have not been run; the message says how.
     """
