@@ -1,7 +1,7 @@
-"""The released diffusion models: the joint flux errors of a galaxy given its magnitudes, and the galaxy population.
+"""Score networks of the released diffusion models, evaluated as denoisers for ``density.diffusion``.
 
-Their score networks are evaluated as denoisers for ``diffusion``, which writes variance-preserving noise in the units of the exploding
-kind: where it takes x to m x + s noise, x / m has had noise s / m added. ``release`` offers the two loaders under its own name.
+Variance-preserving noise is written in the units of the exploding kind: where it maps x to m x + s noise, x / m has had noise s / m added.
+``release_models`` has the two models.
 
 References
 ----------

@@ -115,8 +115,8 @@ def noise_model(path: Path | str | None = None) -> NoiseModel:
 
     Raises
     ------
-    FileNotFoundError, pickles.Refused, ValueError
-        If it is not there; names anything that a trained network does not need; holds something else.
+    FileNotFoundError, release_pickles.Refused, ValueError
+        If the file is not there; if it names anything that a trained network does not need; if it holds something else.
     """
     path = data.shared(f"{_FOLDER}/noiseModel.pt") if path is None else Path(path)
 
@@ -255,8 +255,9 @@ def population(path: Path | str | None = None) -> ReleasedPopulation:
 
     Raises
     ------
-    FileNotFoundError, pickles.Refused, ValueError
-        If it is not there; names anything that a trained network does not need; holds something else, or other parameters than the 16.
+    FileNotFoundError, release_pickles.Refused, ValueError
+        If the file is not there; if it names anything that a trained network does not need; if it holds something else, or other
+        parameters than the 16.
     """
     path = data.shared(f"{_FOLDER}/catalogueModelT25.pt") if path is None else Path(path)
 

@@ -1,6 +1,6 @@
 """The spectrum emulator: 16 parameters to a rest-frame spectrum from 1000 Angstrom to 5 micron, by principal components of log spectra.
 
-As in Speculator a network predicts principal components of ln L_nu. What is cheap to compute is computed: the light in a few dozen wide
+As in Speculator a network predicts principal components of ln L_nu. What is cheap is computed directly: the light in a few dozen wide
 cells is linear in the mass of each age cell, so stars, nebular continuum, torus and dust emission are summed there as in the synthesis,
 with attenuation at the centre of a cell; and the diffuse attenuation, a factor common to stars, gas and torus, is applied at each pixel.
 A linear map from the cells to the pixels and a network of small corrections complete the logarithm, so a batch of spectra costs one
@@ -42,7 +42,7 @@ def tabulate(synthesiser):
     Parameters
     ----------
     synthesiser : sps.Synthesiser
-        Whose stellar populations, gas, dust and torus are tabulated; its bands do not matter.
+        Supplies the stellar populations, gas, dust and torus; its bands do not matter.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def _scaled(index):
 
 
 class Spectra(nn.Module):
-    """Rest-frame spectra from parameters: a computed estimate in wide cells, and principal components of what it misses.
+    """Rest-frame spectra from parameters: a computed estimate in wide cells, corrected by principal components.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The same 16 parameters through the real FSPS (python-fsps): slow, and the reference wherever its data are.
+"""Spectra of the same 16 parameters by FSPS (python-fsps): slow, and the reference where its data are installed.
 
 FSPS keeps its state in Fortran and needs ``SPS_HOME`` before it is imported, so it runs in worker processes only; a crash there does not
 take the notebook with it. Settings are those of the released pop-cosmos parameter file (Thorp+25 sect. 3.2): Chabrier mass function,

@@ -82,17 +82,17 @@ def band_flux(luminosity, wave, z, table, start):
     Parameters
     ----------
     luminosity : Tensor of shape (n, n_line)
-        [Lsun].
+        Line luminosities [Lsun].
     wave : Tensor of shape (n_line,)
         Vacuum rest wavelength [Angstrom], increasing.
     z : Tensor of shape (n,)
     table, start
-        From ``response``.
+        Results of ``response``.
 
     Returns
     -------
     Tensor of shape (n, n_band)
-        [1e-15 Lsun/Hz]; the factor 1 + z of the redshifted frequency interval is not in it.
+        Mean flux density [1e-15 Lsun/Hz], without the factor 1 + z of the redshifted frequency interval.
     """
     blue = int((wave < igm.LYMAN_ALPHA * 1.0001).sum())
     density = luminosity * wave * (1e15 / filters.LIGHT)  # L / nu

@@ -115,7 +115,7 @@ def _cost():
     device = next(iter(records.values()))["device"]["cpu"]
     return (
         f"`make figures` made {len(figures.declared())} figures from {len(records)} notebooks in {minutes:.0f} minutes, with {memory:.1f} "
-        f"GB of memory (two threads of {device}, other jobs beside it); `make test` takes about a quarter of an hour on two cores."
+        f"GB of memory (two threads of {device}, other jobs beside it); `make test` reruns every notebook at a small size."
     )
 
 
