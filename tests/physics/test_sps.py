@@ -122,6 +122,9 @@ def test_the_bump_follows_the_slope():
     untilted = dust.diffuse(wave, slope)[:, 0] / (wave / 5500.0) ** slope
     steps = (untilted - untilted[1]) * 4.05
     assert torch.allclose(steps, -1.9 * slope, atol=1e-9), f"E_b must change by -1.9 per unit of dust_index; got {steps.tolist()}"
+    x = 1 / 0.2175  # Calzetti et al. (2000) eq. 4 [1 / micron]
+    calzetti = 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3) + 4.05
+    assert float(untilted[1]) * 4.05 - calzetti == pytest.approx(0.85, abs=0.02), "the bump of an untilted curve has E_b = 0.85"
 
 
 def test_birth_clouds_attenuate_as_one_over_wavelength():

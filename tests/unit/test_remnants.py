@@ -31,5 +31,7 @@ def test_initial_and_final_masses_are_those_of_renzini_and_ciotti():
     """Renzini & Ciotti (1993): white dwarfs of 0.077 M + 0.48 below 8.5 Msun, neutron stars of 1.4, half the mass from 40."""
     initial, final = np.array([1.0, 5.0, 8.0, 20.0, 60.0]), [0.557, 0.865, 1.096, 1.4, 30.0]
     assert remnants.final_mass(initial) == pytest.approx(final), "the initial-final mass relation sets every surviving mass"
+    edges = remnants.final_mass(np.array([8.4, 8.6, 39.0, 41.0]))
+    assert edges == pytest.approx([1.1268, 1.4, 1.4, 20.5]), "white dwarfs end at 8.5 Msun, black holes begin at 40"
     sun = remnants.final_mass(np.array([1.0]))[0]
     assert 0.51 < sun < 0.60, "white dwarfs of one solar mass are observed at 0.5 to 0.6 Msun"
