@@ -31,7 +31,7 @@ def page(table, title):
     fig.suptitle(title, y=0.99)
     right = {"right": 0.985, "wspace": 0.2}
     (first, second), (third, fourth) = fig.add_gridspec(2, 2, left=0.075, top=0.955, bottom=0.395, hspace=0.22, **right).subplots()
-    fifth, sixth = fig.add_gridspec(1, 2, left=0.27, top=0.33, bottom=0.055, width_ratios=(0.7, 1), **right).subplots()
+    fifth, sixth = fig.add_gridspec(1, 2, left=0.3, top=0.33, bottom=0.055, width_ratios=(0.7, 1), **right).subplots()
     z, mass = table["z_q50"], table["log10M_remain_q50"]
     there = np.isfinite(z) & np.isfinite(mass)
     _redshifts(first, table)
