@@ -147,13 +147,13 @@ def log_prob(
     sde : VE or VP, optional
         Noise schedule; VE unless given.
     solver : {"gauss", "dopri5"}
-        Runge-Kutta of fourth order for the path of the point, which is cheap, and Gauss quadrature along it for the trace, which is
-        dear: ``dim`` times as much. Or the adaptive reference.
+        "gauss": fourth-order Runge-Kutta for the path of the point, and Gauss quadrature along it for the trace, which costs ``dim`` times
+        as much. "dopri5": the adaptive reference.
     steps, tolerance : int (optional), float
         Gauss nodes at which the trace is taken, by default 24 for VE and 34 for VP, whose noise spans more; tolerance of dopri5.
     trace : {"exact", "hutchinson"}
         Exact trace of the Jacobian, or its **noisy** estimate from one random direction per point: unbiased in ln p, with an
-        error that no number of steps removes (2 to 3 nat for a model of 16 parameters); for networks whose exact trace is dear.
+        error that no number of steps removes (2 to 3 nat for a model of 16 parameters); for networks whose exact trace is too costly.
     generator : torch.Generator, optional
         Source of the random directions.
 

@@ -97,7 +97,7 @@ class _Linear(nn.Module):
 
 
 class _Block(nn.Module):
-    """Adds to columns what two linear layers make of them."""
+    """Residual block: adds two linear layers to its input."""
 
     def __init__(self, size, generator):
         super().__init__()

@@ -84,7 +84,7 @@ def number_density() -> float:
 
 
 def quiescent_fraction(log_mass: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Fraction of galaxies that form no stars to speak of.
+    """Fraction of quiescent galaxies.
 
     Parameters
     ----------

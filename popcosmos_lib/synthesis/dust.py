@@ -77,7 +77,7 @@ def torus(wave):
     spectrum : ndarray of shape (n_tau, n_wave)
         Luminosity density [1e-15 Lsun/Hz].
     source : str
-        What was used, for the reader.
+        Description of the spectra that are used.
     """
     home = os.environ.get("SPS_HOME")
     path = Path(home) / _TORUS_FILE if home else None

@@ -1,6 +1,6 @@
 """Photometric bands: their transmission curves, synthetic AB photometry, fluxes and magnitudes.
 
-`Filters` are the curves as they are, with a slow and exact average of one spectrum; `Passbands` are the same curves tabulated for batches
+`Filters` are the tabulated curves, with a slow and exact average of one spectrum; `Passbands` are the same curves tabulated for batches
 of redshifted spectra. Curves come from sedpy and speclite under the names those packages use; a curve that neither has is analytic, its
 published mean wavelength and width in ``_ANALYTIC``. Introduced in notebook 01; the 26 COSMOS2020 bands are those of
 Thorp et al. (2025) sect. 2.1.
@@ -263,7 +263,7 @@ class Passbands(nn.Module):
         Mean wavelength, weighted by the transmission per unit of ln wavelength [Angstrom].
     """
 
-    def __init__(self, bands, wave):
+    def __init__(self, bands: Filters, wave: torch.Tensor) -> None:
         super().__init__()
         start, self.step = math.log(wave[0]), math.log(wave[-1] / wave[0]) / (len(wave) - 1)
         kernels = [_kernel(*curve, start, self.step) for curve in zip(bands.wave, bands.transmission, strict=True)]

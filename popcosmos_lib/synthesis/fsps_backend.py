@@ -5,8 +5,8 @@ take the notebook with it. Settings are those of the released pop-cosmos paramet
 dust_type 4, Draine & Li dust, Madau absorption, metallicities smoothed by a three-point kernel. Introduced in notebook 01.
 
 The FSPS inside fsps 0.4.7 (3.3) attenuates the torus with an optical depth of one whatever ``dust2`` is (FSPS issue 81); the papers used
-3.2, and ``sps`` follows 3.2, so bright tori differ between the two by that factor. FSPS also lets dust absorb its own emission, and no
-intergalactic medium the torus; ``sps`` the other way round.
+3.2, and ``sps`` follows 3.2, so bright tori differ between the two by that factor. FSPS also lets dust absorb its own emission, and
+does not let the intergalactic medium absorb the torus; ``sps`` does the opposite in both.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Emission lines: the 44 whose strengths the calibration scales, and what a line adds to a band.
 
-Lines cross the edges of narrow bands within a hundredth in redshift, so they are kept apart from the continuum and meet each
-transmission curve at their observed wavelength. Introduced in notebook 01.
+Lines cross the edges of narrow bands within a hundredth in redshift, so they are kept apart from the continuum and
+weighted by each transmission curve at their observed wavelength. Introduced in notebook 01.
 
 References
 ----------

@@ -82,7 +82,7 @@ class Synthesiser(nn.Module):
         ``ssp.load(...).data``.
     """
 
-    def __init__(self, bands, grid):
+    def __init__(self, bands: filters.Filters, grid: dict[str, np.ndarray]) -> None:
         super().__init__()
         self.bands = list(bands.names)
         table = {name: torch.as_tensor(np.asarray(values, np.float64)) for name, values in grid.items()}
