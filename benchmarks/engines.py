@@ -6,7 +6,7 @@ Everything runs on one thread, the engines in turn, ROUNDS times over, so that a
 medians, and the load of the machine at the start is kept with them. (Of two threads on a busy machine, one waits for the other: PASSIVE
 keeps it from spinning, which costs a factor of ten.) FSPS runs on toy stars (tests/fsps_home.py): its cost per spectrum does not depend
 on the stellar data. Errors are against the synthesis, where brighter than emulator.FAINT. Writes FILE (benchmarks/results/engines.json),
-which README and notebook 02 read.
+which docs/benchmarks.md and notebook 02 read.
 """
 
 import json
