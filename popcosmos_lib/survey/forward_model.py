@@ -23,7 +23,7 @@ SELECTION = "r<25"
 _LINE_ROWS = 4096  # galaxies whose (44, 26) line fluxes are held at once
 
 
-def limit(selection: str = SELECTION) -> torch.Tensor:
+def limit(selection: str = SELECTION) -> tuple[int, torch.Tensor]:
     """Position of the band of a selection such as ``"r<25"``, and the faintest flux that passes [µJy], a float32 Tensor of shape ()."""
     band, magnitude = selection.split("<")
     return filters.SHORT.index(band.strip()), filters.flux_from_magnitude(torch.tensor(float(magnitude)))
@@ -97,7 +97,7 @@ class Photometry(NamedTuple):
     Attributes
     ----------
     flux, flux_err, flux_true : Tensor of shape (n, 26)
-        Observed flux, its error and the noiseless flux [µJy], all on the catalogue's zero points.
+        Observed flux, its error and the noiseless flux [µJy]; the latter without ``Survey.zero_point``.
     selected : Tensor of shape (n,), bool
         Whether the observed flux passes the selection.
     """
