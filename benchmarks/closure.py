@@ -4,7 +4,7 @@
 
 N (2,400,000) galaxies of the literature universe are synthesised directly and observed; some 9 in 100 pass r < 25. One half is the truth,
 the other says what two samples of one sky show by chance. The scores are those of notebook 05, whose sky has a twelfth of the galaxies.
-Writes FILE (benchmarks/results/closure.json), which docs/benchmarks.md and notebook 05 read; exits with 1 where a published one misses a bar.
+Writes FILE (benchmarks/results/closure.json), which docs/benchmarks.md and notebook 05 read; exits with 1 if a published one misses a bar.
 """
 
 import json
