@@ -77,7 +77,7 @@ grid = galaxy.expand(16, 5, 16).clone()
 grid[torch.arange(16), :, torch.arange(16)] = values
 theta = grid.reshape(-1, 16)
 z = parameters.column(theta, "z")
-wave, magnitude = synthesis.observed(synthesiser.spectrum(theta), z, cosmology.distance_modulus(z))
+wave, magnitude = sps.observed(synthesiser.spectrum(theta), z, cosmology.distance_modulus(z))
 
 # %% tags=["figure"]
 fig = synthesis.effects(wave.reshape(16, 5, -1), magnitude.reshape(16, 5, -1), values.numpy())
@@ -97,7 +97,7 @@ examples[1, 2:8], examples[1, 8] = -0.8, 0.1  # an old galaxy
 examples[2, 2:8], examples[2, 0] = 0.3, 11.0  # a young one
 examples[0, 0] = 9.6
 z = examples[:, -1]
-wave, magnitude = synthesis.observed(synthesiser.spectrum(examples), z, cosmology.distance_modulus(z))
+wave, magnitude = sps.observed(synthesiser.spectrum(examples), z, cosmology.distance_modulus(z))
 labels = ["star-forming, z = 0.2", "quiescent, z = 1.0", "young, z = 4.2"]
 
 # %% tags=["figure"]

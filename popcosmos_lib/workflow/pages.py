@@ -112,10 +112,11 @@ def _cost():
         return "Nothing measured yet: `make figures` fills this line."
     minutes = sum(_seconds(record) for record in records.values()) / 60
     memory = max(record["peak_mb"] for record in records.values()) / 1e3
-    device = next(iter(records.values()))["device"]["cpu"]
+    device = ", ".join(sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()}))
+    threads = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
     return (
         f"`make figures` made {len(figures.declared())} figures from {len(records)} notebooks in {minutes:.0f} minutes, with {memory:.1f} "
-        f"GB of memory (two threads of {device}, other jobs beside it); `make test` reruns every notebook at a small size."
+        f"GB of memory ({device}; threads: {threads}); `make test` reruns every notebook at a small size."
     )
 
 
