@@ -25,6 +25,7 @@ help: ## print this
 
 setup: $(READY) ## make .venv from requirements.lock (every other target does it when needed)
 
+# Modules are compiled once here, on all cores; otherwise every process that may not write there compiles them anew.
 .venv/.lock: requirements.lock
 	@echo "setting up .venv (once; some minutes)"
 	@python=$$(for p in python3.11 python3.12 python3.13 python3; do command -v $$p; done | while read -r p; do \
@@ -33,7 +34,7 @@ setup: $(READY) ## make .venv from requirements.lock (every other target does it
 	"$$python" -m venv --clear .venv
 	.venv/bin/python -m pip install --no-cache-dir --no-compile -r requirements.lock
 	@.venv/bin/python -m pip uninstall -qq --yes triton # comes with the CUDA wheel of torch: 0.7 GB that only torch.compile needs
-	@.venv/bin/python -m compileall -q -j 0 .venv/lib/python3*/site-packages > /dev/null 2>&1 || true # on all cores, which pip does on one; else every process that may not write there compiles anew
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib/python3*/site-packages > /dev/null 2>&1 || true
 	@touch $@
 
 .venv/.ready: .venv/.lock pyproject.toml

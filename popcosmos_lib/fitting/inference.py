@@ -137,7 +137,8 @@ def fit(
     _known("prior", prior, PRIORS)
     _known("engine", engine, ENGINES)
     flux, flux_err, flags, messages = photometry.validate(flux, flux_err)
-    print(*messages, sep="\n", end="\n" * bool(messages))
+    for message in messages:
+        print(message)
     emulator = emulator or load_emulator(profile=profile)
     levels = partial(_stored_levels, profile) if prior == "pop-cosmos" and population is None else _levels
     population = (population or load_population(profile)) if prior == "pop-cosmos" else None

@@ -24,7 +24,7 @@ from torch import nn
 from popcosmos_lib.galaxies import interpolation
 
 __all__ = [
-    "AB_ZERO", "COSMOS26", "LIGHT", "SHORT", "SURVEYS", "Filters", "Passbands", "beside", "flux_from_magnitude", "load",
+    "AB_SOLAR", "AB_ZERO", "COSMOS26", "LIGHT", "SHORT", "SURVEYS", "Filters", "Passbands", "beside", "flux_from_magnitude", "load",
     "magnitude_from_flux",
 ]  # fmt: skip
 
@@ -69,6 +69,7 @@ _BLUEST = 1000.0  # [Angstrom] no curve lies below: one that seems to is in nano
 
 
 AB_ZERO = -2.5 * math.log10(1e-15 * 3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1e-15 Lsun/Hz at 10 pc
+AB_SOLAR = AB_ZERO - 37.5  # AB of 1 Lsun/Hz at 10 pc
 
 _PHASES = 16  # positions between two pixels at which weights are tabulated
 _FINE = 8  # samples per phase of the integrals behind the table

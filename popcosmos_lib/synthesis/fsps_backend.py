@@ -31,7 +31,6 @@ __all__ = ["LSUN", "SOLAR", "Reference", "available", "data_digest", "load", "on
 
 LSUN = 3.839e33  # solar luminosity of FSPS [erg / s]
 SOLAR = LSUN / 3.828e33  # over the nominal one (IAU 2015), in which this library counts
-_AB_ZERO = -2.5 * math.log10(3.828e33 / (4 * math.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60  # AB of 1 Lsun/Hz at 10 pc
 _STEP = 1e-6  # Gyr between the two sides of a bin's edge: a tabulated history must increase in time
 _MASS = 1e10  # Msun, formed in the table so that no rate is tiny
 _SETTINGS = {
@@ -346,4 +345,4 @@ def _magnitudes(row, without):
     light, surviving, seconds = _spectrum(row, without)
     stretch = 1 + row[parameters.INDEX["z"]]
     flux = _bands.average(_population.wavelengths * stretch, light * stretch)
-    return (_AB_ZERO - 2.5 * torch.log10(flux)).numpy(), surviving, seconds
+    return (filters.AB_SOLAR - 2.5 * torch.log10(flux)).numpy(), surviving, seconds

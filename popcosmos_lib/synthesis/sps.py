@@ -74,8 +74,7 @@ def observed(spectrum: Spectrum, z: torch.Tensor, distance_modulus: torch.Tensor
     pixel = torch.searchsorted(wave, spectrum.line_wave).clamp(max=len(wave) - 1)
     light = spectrum.total.clone().index_add_(1, pixel, spectrum.lines / frequency_step[pixel])
     light = light * igm.transmission(wave, z) * (1 + z)[:, None]
-    zero = -2.5 * np.log10(3.828e33 / (4 * np.pi * (10 * 3.0856775814913673e18) ** 2)) - 48.60
-    magnitude = zero - 2.5 * torch.log10(light.clamp_min(1e-30)) + distance_modulus[:, None]
+    magnitude = filters.AB_SOLAR - 2.5 * torch.log10(light.clamp_min(1e-30)) + distance_modulus[:, None]
     return (wave * (1 + z)[:, None] / 1e4).numpy(), magnitude.numpy()
 
 

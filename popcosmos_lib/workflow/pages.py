@@ -55,12 +55,14 @@ def updated(text, top=True):
 
 def _figures(computed=False):
     """Each figure, its notebook and its counterpart in the papers; with ``computed`` also the modules that its notebook calls."""
-    rows = []
+    head, rows = ["figure", "notebook", "paper figure", "status"], []
     for id, entry in sorted(figures.declared().items(), key=lambda item: item[1]["notebook"]):
         name = entry["notebook"]
-        rows.append([f"[{id}](figures/{id}.png)", f"[{name}](notebooks/{name}.ipynb)", _paper(entry), entry["status"]])
-        rows[-1] += [", ".join(f"`{module}`" for module in _modules(name, id))] * computed
-    return markdown(["figure", "notebook", "paper figure", "status", *["computed by"] * computed], rows)
+        row = [f"[{id}](figures/{id}.png)", f"[{name}](notebooks/{name}.ipynb)", _paper(entry), entry["status"]]
+        if computed:
+            row.append(", ".join(f"`{module}`" for module in _modules(name, id)))
+        rows.append(row)
+    return markdown([*head, "computed by"] if computed else head, rows)
 
 
 @cache
@@ -105,6 +107,13 @@ def _seconds(record):
     return record["wall_s"] + record["stored_s"]
 
 
+def _machines(records):
+    """Devices and numbers of threads of the recorded runs."""
+    devices = sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()})
+    counts = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
+    return f"{', '.join(devices)}; threads: {counts}"
+
+
 def _cost():
     """What the two commands cost, in one sentence."""
     records = _records()
@@ -112,11 +121,9 @@ def _cost():
         return "Nothing measured yet: `make figures` fills this line."
     minutes = sum(_seconds(record) for record in records.values()) / 60
     memory = max(record["peak_mb"] for record in records.values()) / 1e3
-    device = ", ".join(sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()}))
-    threads = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
     return (
         f"`make figures` made {len(figures.declared())} figures from {len(records)} notebooks in {minutes:.0f} minutes, with {memory:.1f} "
-        f"GB of memory ({device}; threads: {threads}); `make test` reruns every notebook at a small size."
+        f"GB of memory ({_machines(records)}); `make test` reruns every notebook at a small size."
     )
 
 
@@ -128,10 +135,8 @@ def _runtimes():
     memory = {name: record["peak_mb"] / 1e3 for name, record in records.items()}
     rows = [(name, f"{seconds[name]:.0f} s", f"{memory[name]:.1f} GB", ", ".join(records[name]["outputs"]) or "none") for name in records]
     rows.append(("all", f"{sum(seconds.values()) / 60:.0f} min", f"{max(memory.values()):.1f} GB", ""))
-    devices = sorted({record["device"]["gpu"] or record["device"]["cpu"] for record in records.values()})
-    counts = "/".join(str(count) for count in sorted({record["threads"] for record in records.values()}))
     text = markdown(["notebook", "time", "peak memory", "artefacts"], rows)
-    return f"{text}\n\nMeasured on {', '.join(devices)}; threads: {counts}."
+    return f"{text}\n\nMeasured on {_machines(records)}."
 
 
 def _parameters():
